@@ -1,0 +1,318 @@
+"""A recipe: everything that decides a run, in one strict TOML file.
+
+    [data]  [tokenizer]  [model]  [train]  [eval]
+
+Keys carry the names of Hugging Face's TrainingArguments where the concept is the same, sizes the names of
+docs/design.md. An unknown key, a wrong type or an impossible value is an error that names the nearest known
+key, the file and the line. The resolved recipe is saved with the run, so that the run can be made again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from zhixing.errors import InputError
+
+Auto = Literal["auto"]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the text comes from and how it is cleaned and split."""
+
+    source: str = ""  # a file, a folder, or the name of a data set (`zhixing data list`)
+    text_column: str = "text"  # the column of jsonl, csv, tsv and parquet
+    heldout_fraction: float = 0.05  # share of the text kept for evaluation, by whole documents
+    normalize: Literal["none", "NFC", "NFKC"] = "NFC"  # NFKC also folds ， to , and so changes Chinese
+    duplicates: Literal["keep", "exact", "near"] = "exact"  # what to drop
+    personal_data: Literal["keep", "report", "mask"] = "keep"
+    on_bad_record: Literal["fail", "skip", "quarantine"] = "fail"
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """How text becomes ids."""
+
+    kind: Literal["bpe", "char", "word"] = "bpe"
+    vocab_size: int | Auto = "auto"  # auto: grows with the text, 512 to 16,384
+    path: str = ""  # a run or tokenizer.json to take instead of training one
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """The size and shape of the network."""
+
+    family: Literal["gpt", "lstm"] = "gpt"
+    layout: Literal["qwen3", "llama", "gpt2"] = "qwen3"  # gpt only: what the files look like to other tools
+    d_model: int = 256
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int | Auto = "auto"  # fewer than n_heads: grouped queries; auto: n_heads
+    d_ff: int | Auto = "auto"  # auto: 4 d_model (gpt2), 8/3 d_model rounded up to 64 (qwen3, llama)
+    max_len: int = 256  # tokens the model can look back over, and the length of a training sequence
+    dropout: float = 0.0
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    embeddings: str = ""  # lstm only: a word-vector file (GloVe or word2vec text) to start from
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How the parameters are found."""
+
+    max_steps: int | Auto = "auto"  # auto: num_train_epochs over the text, 50 to 5,000 steps
+    num_train_epochs: float = 3.0  # only where max_steps is auto
+    per_device_train_batch_size: int = 16  # sequences a step and process
+    gradient_accumulation_steps: int = 1
+    optim: Literal["muon", "adamw", "adam", "sgd"] = "muon"  # muon: matrices by Muon, the rest by AdamW
+    learning_rate: float = 0.02  # of Muon for muon, of all parameters else
+    adam_learning_rate: float = 0.003  # embeddings, head and norms beside Muon
+    weight_decay: float = 0.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_epsilon: float = 1e-8
+    momentum: float = 0.95
+    lr_scheduler_type: Literal["cosine", "trapezoid", "constant"] = "trapezoid"
+    warmup_steps: int = 20
+    decay_fraction: float = 0.4  # trapezoid: the last share of the steps, linearly down
+    min_lr_ratio: float = 0.0  # where cosine and trapezoid end, as a share of the peak
+    max_grad_norm: float = 1.0  # 0: no clipping
+    label_smoothing_factor: float = 0.0
+    bf16: bool | Auto = "auto"  # auto: where the processor multiplies bf16 itself
+    compile: bool | Auto = "auto"  # auto: where a compiler is there and the run is long enough to repay it
+    threads: int | Auto = "auto"  # of this process; auto: cores / processes
+    seed: int = 0
+    logging_steps: int = 10
+    eval_steps: int | Auto = "auto"  # auto: twenty times a run
+    save_steps: int | Auto = "auto"  # auto: as often as eval_steps
+    save_total_limit: int = 2  # checkpoints kept beside the best
+    early_stopping_patience: int = 0  # evaluations without a better one before stopping; 0: never
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """What is measured on held-out text, and what is shown of the model."""
+
+    per_device_eval_batch_size: int = 32
+    max_sequences: int = 256  # held-out sequences looked at during training; the end looks at all
+    prompts: list[str] = field(default_factory=list)  # continued in the report; empty: held-out beginnings
+    max_new_tokens: int = 120
+
+
+@dataclass(frozen=True)
+class Recipe:
+    data: DataSettings = DataSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    eval: EvalSettings = field(default_factory=EvalSettings)
+
+    def to_toml(self) -> str:
+        """The recipe as TOML text; `parse_recipe` reads it back to an equal recipe."""
+        tables = []
+        for table in dataclasses.fields(self):
+            settings = getattr(self, table.name)
+            rows = [f"{f.name} = {_toml_value(getattr(settings, f.name))}" for f in dataclasses.fields(settings)]
+            tables.append("\n".join([f"[{table.name}]", *rows]))
+        return "\n\n".join(tables) + "\n"
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        return dataclasses.asdict(self)
+
+
+TABLES: dict[str, type] = {
+    "data": DataSettings,
+    "tokenizer": TokenizerSettings,
+    "model": ModelSettings,
+    "train": TrainSettings,
+    "eval": EvalSettings,
+}
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = resources.files("zhixing") / "recipes"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe by shipped name or by path, then apply ``table.key=value`` overrides (TOML values)."""
+    if name_or_path in recipe_names():
+        text = (resources.files("zhixing") / "recipes" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+        return parse_recipe(text, f"{name_or_path}.toml (shipped)", overrides)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"there is no recipe {name_or_path!r}",
+            mend=f"give a .toml file, a folder of text, or one of: {', '.join(recipe_names())}",
+        )
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError("the recipe is not UTF-8", where=f"{path}, byte {error.start}", mend="save it as UTF-8") from None
+    return parse_recipe(text, str(path), overrides)
+
+
+def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> Recipe:
+    """TOML text to a checked recipe. `where` names the text in errors."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"the recipe is not valid TOML: {error}", where=where) from None
+    for override in overrides or []:
+        table, key, value = _parse_override(override)
+        raw.setdefault(table, {})[key] = value
+    settings = {}
+    for table, values in raw.items():
+        line = _line_of(text, table, None)
+        if table not in TABLES:
+            raise InputError(
+                f"unknown table [{table}]" if isinstance(values, dict) else f"the key {table!r} stands outside every table",
+                where=f"{where}:{line}" if line else where,
+                mend=f"the tables are {', '.join(f'[{t}]' for t in TABLES)}" + _nearest(table, list(TABLES)),
+            )
+        settings[table] = _build(TABLES[table], table, values, text, where)
+    recipe = Recipe(**settings)
+    check_recipe(recipe, where)
+    return recipe
+
+
+def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
+    """Refuse values that cannot work, before anything is read or built."""
+    m, t = recipe.model, recipe.train
+
+    def refuse(key: str, why: str, mend: str = "") -> typing.NoReturn:
+        raise InputError(f"{key} cannot be used", where=where, why=why, mend=mend)
+
+    for key, value, least in (
+        ("model.d_model", m.d_model, 1), ("model.n_layers", m.n_layers, 1), ("model.n_heads", m.n_heads, 1),
+        ("model.max_len", m.max_len, 2), ("train.per_device_train_batch_size", t.per_device_train_batch_size, 1),
+        ("train.gradient_accumulation_steps", t.gradient_accumulation_steps, 1), ("train.max_steps", t.max_steps, 1),
+        ("train.warmup_steps", t.warmup_steps, 0), ("train.logging_steps", t.logging_steps, 1),
+        ("train.eval_steps", t.eval_steps, 1), ("train.save_steps", t.save_steps, 1),
+        ("train.save_total_limit", t.save_total_limit, 2), ("train.seed", t.seed, 0), ("train.threads", t.threads, 1),
+        ("model.n_kv_heads", m.n_kv_heads, 1), ("model.d_ff", m.d_ff, 1),
+        ("eval.per_device_eval_batch_size", recipe.eval.per_device_eval_batch_size, 1),
+        ("eval.max_sequences", recipe.eval.max_sequences, 1), ("eval.max_new_tokens", recipe.eval.max_new_tokens, 1),
+    ):  # fmt: skip
+        if value != "auto" and value < least:
+            refuse(key, f"it is {value}, the least possible value is {least}")
+    for key, value in (("train.learning_rate", t.learning_rate), ("train.adam_learning_rate", t.adam_learning_rate),
+                       ("train.num_train_epochs", t.num_train_epochs), ("model.rope_theta", m.rope_theta),
+                       ("model.norm_eps", m.norm_eps)):  # fmt: skip
+        if not 0 < value < float("inf"):
+            refuse(key, f"it is {value}, it must be above 0 and finite")
+    for key, value in (("model.dropout", m.dropout), ("data.heldout_fraction", recipe.data.heldout_fraction),
+                       ("train.label_smoothing_factor", t.label_smoothing_factor)):  # fmt: skip
+        if not 0 <= value < 1:
+            refuse(key, f"it is {value}, it must be at least 0 and below 1")
+    if m.family == "gpt":
+        if m.d_model % m.n_heads:
+            refuse("model.d_model", f"{m.d_model} is not divisible by model.n_heads = {m.n_heads}",
+                   f"take {m.d_model // m.n_heads * m.n_heads or m.n_heads} or {(m.d_model // m.n_heads + 1) * m.n_heads}")  # fmt: skip
+        kv = m.n_heads if m.n_kv_heads == "auto" else m.n_kv_heads
+        if m.n_heads % kv:
+            refuse("model.n_kv_heads", f"model.n_heads = {m.n_heads} is not divisible by it ({kv})")
+        if m.layout == "gpt2" and kv != m.n_heads:
+            refuse("model.n_kv_heads", "the gpt2 layout has no grouped queries", "take model.layout = \"qwen3\" or leave it out")
+        if m.layout != "gpt2" and (m.d_model // m.n_heads) % 2:
+            refuse("model.n_heads", f"rotary positions need an even head size, {m.d_model} / {m.n_heads} is odd")
+        if m.embeddings:
+            refuse("model.embeddings", "only the lstm family starts from given vectors")
+    if recipe.tokenizer.vocab_size != "auto" and recipe.tokenizer.kind == "bpe" and recipe.tokenizer.vocab_size < 258:
+        refuse("tokenizer.vocab_size", f"a byte-level vocabulary has 256 bytes and 2 special tokens, {recipe.tokenizer.vocab_size} is below 258")
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
+    name, equals, text = override.partition("=")
+    table, dot, key = name.strip().partition(".")
+    if not equals or not dot:
+        raise InputError(f"{override!r} is not a setting", mend="write table.key=value, for example train.max_steps=200")
+    if table not in TABLES:
+        raise InputError(f"unknown table in {override!r}", mend=f"the tables are {', '.join(TABLES)}" + _nearest(table, list(TABLES)))
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string, so that the shell needs no second quotes
+    return table, key.strip(), value
+
+
+def _build(cls: type, table: str, values: Any, text: str, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise InputError(f"[{table}] must be a table", where=where)
+    hints = typing.get_type_hints(cls)
+    kept = {}
+    for key, value in values.items():
+        line = _line_of(text, table, key)
+        place = f"{where}:{line}" if line else where
+        if key not in hints:
+            raise InputError(f"unknown key {table}.{key}", where=place, mend=(_nearest(key, list(hints)) or f"; known: {', '.join(hints)}")[2:])
+        kept[key] = _checked(hints[key], value, f"{table}.{key}", place)
+    return cls(**kept)
+
+
+def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
+    """`value` as the type `hint` says; InputError if it is of another type."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if any(value == choice and type(value) is type(choice) for choice in typing.get_args(option)):
+                return value
+        elif option is list[str]:
+            if isinstance(value, list) and all(isinstance(v, str) for v in value):
+                return value
+        elif option is float and type(value) in (int, float):
+            return float(value)
+        elif type(value) is option:  # bool is no int here
+            return value
+    raise InputError(f"{key} = {value!r} is of the wrong kind", where=where, mend="it takes " + " or ".join(_kind(o) for o in options))
+
+
+def _kind(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return ", ".join(json.dumps(c) for c in typing.get_args(option))
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+    return names.get(option, "a list of strings")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _line_of(text: str, table: str, key: str | None) -> int | None:
+    """The line (from 1) where a table, or a key inside it, is written."""
+    inside = False
+    for number, line in enumerate(text.splitlines(), 1):
+        heading = re.match(r"\s*\[\s*([^\]]+?)\s*\]", line)
+        if heading:
+            inside = heading.group(1) == table
+            if inside and key is None:
+                return number
+        elif key is None and re.match(rf"\s*{re.escape(table)}\s*=", line):
+            return number
+        elif key is not None and inside and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+            return number
+    return None
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, str):  # a JSON string is a TOML basic string, but for DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)
