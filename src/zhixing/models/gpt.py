@@ -1,0 +1,179 @@
+"""GPT: a Transformer decoder that predicts the next token.
+
+    p(x) = prod_t p(x_t | x_<t),   h = Blocks(embed(x)),   logits = W h
+
+Two layouts, which differ in what stands inside a block:
+
+* classic, `gpt2` (Radford et al. 2019): LayerNorm before each half, learned positions, GELU, biases.
+* modern, `qwen3` and `llama`: RMSNorm before each half, rotary positions, SwiGLU, no biases, grouped queries; qwen3
+  also norms queries and keys (Yang et al. 2025, section 2).
+
+What differs from the papers: nothing in the arithmetic; q, k, v and gate, up are each one matrix product.
+
+Shapes: B rows, T tokens, D d_model, V vocab_size, K head size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zhixing.models.layers import (
+    DecodingState,
+    GELUFeedForward,
+    KeyValueCache,
+    RMSNorm,
+    SelfAttention,
+    SwiGLU,
+    rotary_table,
+)
+
+
+@dataclass(frozen=True)
+class GPTSettings:
+    vocab_size: int
+    layout: Literal["qwen3", "llama", "gpt2"] = "qwen3"
+    d_model: int = 256
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 4
+    d_ff: int = 704
+    max_len: int = 256
+    dropout: float = 0.0
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+
+
+class ClassicBlock(nn.Module):
+    """x + attention(LayerNorm(x)), then x + feed_forward(LayerNorm(x))."""
+
+    def __init__(self, s: GPTSettings) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(s.d_model, s.norm_eps)
+        self.attention = SelfAttention(
+            s.d_model, s.n_heads, s.n_heads, bias=True, qk_norm=False, norm_eps=s.norm_eps, dropout=s.dropout
+        )
+        self.feed_forward_norm = nn.LayerNorm(s.d_model, s.norm_eps)
+        self.feed_forward = GELUFeedForward(s.d_model, s.d_ff)
+        self.dropout = nn.Dropout(s.dropout)
+
+    def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
+
+    def step(self, x: Tensor, rotary: Tensor | None, cache: KeyValueCache, positions: Tensor | int) -> Tensor:
+        x = x + self.attention.step(self.attention_norm(x), rotary, cache, positions)
+        return x + self.feed_forward(self.feed_forward_norm(x))  # type: ignore[no-any-return]
+
+
+class ModernBlock(nn.Module):
+    """x + attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))."""
+
+    def __init__(self, s: GPTSettings) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(s.d_model, s.norm_eps)
+        self.attention = SelfAttention(
+            s.d_model, s.n_heads, s.n_kv_heads, bias=False, qk_norm=s.layout == "qwen3", norm_eps=s.norm_eps, dropout=s.dropout
+        )
+        self.feed_forward_norm = RMSNorm(s.d_model, s.norm_eps)
+        self.feed_forward = SwiGLU(s.d_model, s.d_ff)
+        self.dropout = nn.Dropout(s.dropout)
+
+    def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
+
+    def step(self, x: Tensor, rotary: Tensor | None, cache: KeyValueCache, positions: Tensor | int) -> Tensor:
+        x = x + self.attention.step(self.attention_norm(x), rotary, cache, positions)
+        return x + self.feed_forward(self.feed_forward_norm(x))  # type: ignore[no-any-return]
+
+
+class GPT(nn.Module):
+    """Hidden states from ids; `logits` turns hidden states into scores of the next token."""
+
+    rotary: Tensor
+
+    def __init__(self, settings: GPTSettings, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        s = self.settings = settings
+        classic = s.layout == "gpt2"
+        self.embedding = nn.Embedding(s.vocab_size, s.d_model)
+        self.positions = nn.Embedding(s.max_len, s.d_model) if classic else None
+        self.dropout = nn.Dropout(s.dropout)
+        self.blocks = nn.ModuleList(ClassicBlock(s) if classic else ModernBlock(s) for _ in range(s.n_layers))
+        self.norm = nn.LayerNorm(s.d_model, s.norm_eps) if classic else RMSNorm(s.d_model, s.norm_eps)
+        self.lm_head = None if s.tie_embeddings else nn.Linear(s.d_model, s.vocab_size, bias=False)
+        if not classic:
+            table = rotary_table(s.d_model // s.n_heads, s.max_len, s.rope_theta)
+            self.register_buffer("rotary", table, persistent=False)
+        self.initialise(generator)
+
+    def initialise(self, generator: torch.Generator | None) -> None:
+        """N(0, 0.02^2) for matrices, and 0.02 / sqrt(2 n_layers) where a block writes to the residual stream.
+
+        Each of the 2 n_layers writes adds its variance, so the smaller one keeps the stream's independent of depth
+        (Radford et al. 2019, section 2.3). Biases 0, norms 1.
+        """
+        residual = 0.02 / math.sqrt(2 * self.settings.n_layers)
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith("bias"):
+                    parameter.zero_()
+                elif parameter.dim() >= 2:
+                    std = residual if name.endswith(("attention.out.weight", "feed_forward.down.weight")) else 0.02
+                    parameter.normal_(0.0, std, generator=generator)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (B, T), T <= max_len -> hidden (B, T, D), after the last norm."""
+        x = self.embedding(ids)  # (B, T, D)
+        rotary = None
+        if self.positions is not None:
+            x = x + self.positions.weight[: ids.shape[1]]
+        else:
+            rotary = self.rotary[: ids.shape[1]]  # (T, 2, K / 2)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def head(self) -> Tensor:
+        """The weight (V, D) that turns hidden states into logits: the embedding itself if tied."""
+        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) -> logits (..., V) fp32."""
+        return nn.functional.linear(hidden, self.head()).float()
+
+    def new_state(self, rows: int, max_len: int | None = None) -> DecodingState:
+        """An empty state for `rows` rows of at most `max_len` tokens (the context's length if not given)."""
+        s = self.settings
+        capacity = min(max_len or s.max_len, s.max_len)
+        weight = self.embedding.weight
+        n_kv_heads = s.n_heads if s.layout == "gpt2" else s.n_kv_heads
+        caches = [
+            KeyValueCache(rows, n_kv_heads, capacity, s.d_model // s.n_heads, weight.detach()) for _ in range(s.n_layers)
+        ]
+        return DecodingState(caches, torch.zeros(rows, dtype=torch.int64, device=weight.device), 0)
+
+    def step(self, ids: Tensor, n_new: Tensor, state: DecodingState) -> Tensor:
+        """Feed T more tokens a row: ids (B, T) right-padded, row b has n_new[b] real ones. -> hidden (B, T, D).
+
+        The state is changed in place. What stands at padded places of the result means nothing.
+        """
+        slots, positions = state.positions(n_new, ids.shape[1])
+        x = self.embedding(ids)  # (B, T, D)
+        rotary = None
+        limit = self.settings.max_len - 1  # padding may point behind the table
+        if self.positions is not None:
+            x = x + self.positions(positions.clamp(max=limit))
+        else:
+            rotary = self.rotary[positions.clamp(max=limit)]  # (T, 2, K / 2) or (B, T, 2, K / 2)
+        for block, cache in zip(self.blocks, state.caches, strict=True):
+            x = block.step(x, rotary, cache, slots)
+        state.advance(n_new)
+        return self.norm(x)  # type: ignore[no-any-return]

@@ -1,0 +1,212 @@
+"""The operators that the families share: norms, rotary positions, attention with its cache, feed-forward.
+
+Shapes: B rows, T new tokens, S tokens a query may look at, D d_model, H query heads, G key and value heads, K head
+size (D / H), F d_ff. Masks are boolean, True = may attend.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis (Zhang & Sennrich 2019, eq. 4)."""
+
+    def __init__(self, d_model: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+def rotary_table(head_size: int, max_len: int, theta: float) -> Tensor:
+    """cos and sin of every position and pair of channels (Su et al. 2021, eq. 34): (max_len, 2, K / 2) fp32.
+
+    Pair i of a head turns by position * theta^(-2i / K). The two channels of a pair are i and i + K/2, the order that
+    Llama and Qwen checkpoints are stored in (the paper's is 2i and 2i + 1: a permutation of the same thing).
+    """
+    speeds = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)  # (K / 2,)
+    angles = torch.arange(max_len, dtype=torch.float64)[:, None] * speeds  # (max_len, K / 2)
+    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
+
+
+def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
+    """Turn each pair of channels of x (B, H, T, K) by its position's angle; cos_sin is (T, 2, K/2) or (B, T, 2, K/2)."""
+    cos, sin = cos_sin.unsqueeze(-4).unbind(-2)  # (1 or B, 1, T, K / 2) once broadcast over heads
+    first, second = x.chunk(2, dim=-1)  # (B, H, T, K / 2) each
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class KeyValueCache:
+    """Keys and values of one layer for the tokens seen so far: (rows, G, capacity + 1, K) each.
+
+    The last slot is never read: right padding that would fall behind the capacity is written there.
+    """
+
+    def __init__(self, rows: int, n_kv_heads: int, capacity: int, head_size: int, like: Tensor) -> None:
+        self.keys = like.new_zeros(rows, n_kv_heads, capacity + 1, head_size)
+        self.values = torch.zeros_like(self.keys)
+
+    def write(self, k: Tensor, v: Tensor, positions: Tensor | int) -> None:
+        """Store k, v (B, G, T, K): at one start for all rows (an int), or at positions (B, T)."""
+        if isinstance(positions, int):
+            stop = positions + k.shape[2]
+            self.keys[:, :, positions:stop] = k
+            self.values[:, :, positions:stop] = v
+        else:
+            slots = positions.clamp(max=self.keys.shape[2] - 1)  # (B, T)
+            rows = torch.arange(k.shape[0], device=k.device)[:, None]  # (B, 1)
+            self.keys[rows, :, slots] = k.transpose(1, 2)  # (B, T, G, K)
+            self.values[rows, :, slots] = v.transpose(1, 2)
+
+
+class DecodingState:
+    """What a Transformer decoder remembers between steps: a cache a layer, and how many tokens each row has.
+
+    `start` is the common length while all rows have the same one, else None: equal rows need no mask.
+    """
+
+    def __init__(self, caches: list[KeyValueCache], lengths: Tensor, start: int | None) -> None:
+        self.caches, self.lengths, self.start = caches, lengths, start
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row can hold."""
+        return self.caches[0].keys.shape[2] - 1
+
+    def select(self, rows: Tensor) -> DecodingState:
+        """The given rows, in that order; rows (R,) int64 may repeat (beams, samples) or leave out (finished)."""
+        caches = []
+        for cache in self.caches:
+            chosen = object.__new__(KeyValueCache)
+            chosen.keys, chosen.values = cache.keys[rows], cache.values[rows]
+            caches.append(chosen)
+        lengths = self.lengths[rows]
+        return DecodingState(caches, lengths, _common(lengths))
+
+    def append(self, other: DecodingState) -> DecodingState:
+        """The rows of both, this one's first; the longer capacity of the two."""
+        capacity = max(self.capacity, other.capacity)
+        caches = []
+        for mine, theirs in zip(self.caches, other.caches, strict=True):
+            joined = object.__new__(KeyValueCache)
+            joined.keys = torch.cat([_widen(mine.keys, capacity), _widen(theirs.keys, capacity)])
+            joined.values = torch.cat([_widen(mine.values, capacity), _widen(theirs.values, capacity)])
+            caches.append(joined)
+        lengths = torch.cat([self.lengths, other.lengths])
+        return DecodingState(caches, lengths, _common(lengths))
+
+    def positions(self, n_new: Tensor, count: int) -> tuple[Tensor | int, Tensor]:
+        """Where `count` new tokens a row go: a start for the caches (int, or (B, T)), and the positions to embed."""
+        steps = torch.arange(count, device=self.lengths.device)
+        if self.start is not None:
+            return self.start, self.start + steps  # (T,)
+        where = self.lengths[:, None] + steps  # (B, T)
+        return where, where
+
+    def advance(self, n_new: Tensor) -> None:
+        """Count the new tokens of each row."""
+        self.lengths = self.lengths + n_new
+        self.start = _common(self.lengths)
+
+
+def _common(lengths: Tensor) -> int | None:
+    values = lengths.tolist()
+    return values[0] if values and min(values) == max(values) else None
+
+
+def _widen(x: Tensor, capacity: int) -> Tensor:
+    return F.pad(x, (0, 0, 0, capacity + 1 - x.shape[2]))
+
+
+class SelfAttention(nn.Module):
+    """softmax(Q K^T / sqrt(K) + mask) V over earlier tokens (Vaswani et al. 2017, eq. 1).
+
+    With n_kv_heads < n_heads several query heads share a key and value head (grouped queries, Ainslie et al. 2023); with
+    qk_norm each head's query and key are RMS-normed before they are turned (Henry et al. 2020; Qwen3).
+    """
+
+    def __init__(
+        self, d_model: int, n_heads: int, n_kv_heads: int, *, bias: bool, qk_norm: bool, norm_eps: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_size = n_heads, n_kv_heads, d_model // n_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(d_model, (n_heads + 2 * n_kv_heads) * self.head_size, bias=bias)  # one product, not three
+        self.out = nn.Linear(n_heads * self.head_size, d_model, bias=bias)
+        self.q_norm = RMSNorm(self.head_size, norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_size, norm_eps) if qk_norm else None
+
+    def heads(self, x: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, T, K), k and v (B, G, T, K) of x (B, T, D)."""
+        rows, count, _ = x.shape
+        qkv = self.qkv(x).view(rows, count, -1, self.head_size)  # (B, T, H + 2G, K)
+        q, k, v = qkv.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        return q, k, v
+
+    def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
+        """x (B, T, D) -> (B, T, D); each token sees itself and what is before it."""
+        q, k, v = self.heads(x, rotary)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0, enable_gqa=self.n_kv_heads != self.n_heads
+        )  # (B, H, T, K)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def step(self, x: Tensor, rotary: Tensor | None, cache: KeyValueCache, positions: Tensor | int) -> Tensor:
+        """The same for T new tokens a row, with the earlier ones in the cache."""
+        q, k, v = self.heads(x, rotary)
+        cache.write(k, v, positions)
+        count = x.shape[1]
+        if isinstance(positions, int):
+            seen = positions + count
+            mask = None if count == 1 else _causal_mask(torch.arange(positions, seen, device=x.device), seen)  # (T, S)
+        else:
+            seen = min(int(positions.max()) + 1, cache.keys.shape[2])
+            mask = _causal_mask(positions, seen).unsqueeze(1)  # (B, 1, T, S)
+        mixed = F.scaled_dot_product_attention(
+            q, cache.keys[:, :, :seen], cache.values[:, :, :seen], attn_mask=mask, enable_gqa=self.n_kv_heads != self.n_heads
+        )
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+def _causal_mask(positions: Tensor, seen: int) -> Tensor:
+    """(..., T) positions -> (..., T, seen): True where the key is not later than the query.
+
+    positions [2, 3], seen 4 -> [[T, T, T, F], [T, T, T, T]].
+    """
+    return torch.arange(seen, device=positions.device) <= positions[..., None]
+
+
+class SwiGLU(nn.Module):
+    """W_down (silu(W_gate x) * W_up x) (Shazeer 2020, eq. 6); gate and up are one product."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(d_model, 2 * d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, F) each
+        return self.down(F.silu(gate) * up)  # type: ignore[no-any-return]
+
+
+class GELUFeedForward(nn.Module):
+    """W_down gelu(W_up x), with biases; GPT-2's tanh form of gelu (Hendrycks & Gimpel 2016)."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff)
+        self.down = nn.Linear(d_ff, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate="tanh"))  # type: ignore[no-any-return]
