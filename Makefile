@@ -1,0 +1,48 @@
+# Everything here works on a fresh clone: the first target that needs it sets up .venv (Python 3.11 or later).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-all lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY) ## set up .venv
+
+# torch first and by its exact version: the others' requirements must not choose another one.
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## train on the shipped novels for three minutes, and have the model write
+	$(BIN)/python -m zhixing demo
+
+lint: $(READY) ## ruff, mypy and the contracts between the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint ## lint, then every fast test
+	@CHROMIUM=$$(command -v chromium || command -v chromium-browser || command -v google-chrome || true); \
+	if [ -z "$$CHROMIUM" ] && [ -z "$$CI" ]; then \
+	  echo "Left out: browser tests (no chromium found; on Debian: apt-get install chromium)."; \
+	  select="not browser and not slow and not release and not network"; \
+	else select="not slow and not release and not network"; fi; \
+	echo "Left out: tests marked slow, release and network (make test-all runs slow; pytest -m release or -m network the others)."; \
+	$(BIN)/python -m pytest -q -m "$$select"
+
+test-all: lint ## the slow tests too
+	$(BIN)/python -m pytest -q -m "not release and not network"
+
+bench: $(READY) ## the measurements of benchmarks/RECORDS.md
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what was built and cached; .venv and runs/ stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
