@@ -245,7 +245,7 @@ class SaveGuard:
                 raise InputError(
                     f"no checkpoint could be saved {self.failures} times in a row, so training stopped",
                     why=why,
-                    mend="make room (or let this user write there), then train with --resume: earlier checkpoints are whole",
+                    mend="make room, or let this user write there, and train with --resume: earlier checkpoints are whole",
                 ) from error
             self.warn(f"warning: the checkpoint was not saved ({why}); training goes on, next try at the next interval")
             return None
@@ -357,7 +357,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         for name in names:
             if tensors[name].numel():
                 flat = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                file.write(memoryview(flat.numpy()))
+                file.write(flat.numpy().data)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -372,7 +372,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         for name, dtype, shape, begin, end in entries:
             flat = torch.empty(end - begin, dtype=torch.uint8)
             file.seek(start + begin)
-            if end > begin and file.readinto(memoryview(flat.numpy())) != end - begin:
+            if end > begin and file.readinto(flat.numpy().data) != end - begin:
                 raise ValueError(f"{path.name} ends within {name}")
             tensors[name] = flat.view(dtype).reshape(shape)
     return tensors
@@ -446,7 +446,7 @@ def optimizer_tensors(
     A Python number in the state becomes a tensor of no dimension whose name ends in ``#int`` or ``#float``.
     Learning rates and other settings are not state: they come from the recipe and the step.
     """
-    names = {parameter: name for name, parameter in named_parameters}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in named_parameters}
     tensors: dict[str, Tensor] = {}
     for optimizer in _as_list(optimizers):
         for parameter, state in optimizer.state.items():
@@ -539,7 +539,7 @@ def capture_rng() -> dict[str, Any]:
     version, words, gauss = random.getstate()
     algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002 - code we call may use it
     assert algorithm == "MT19937"
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "python": [version, np.array(words, dtype="<u4").tobytes().hex(), gauss],
         "numpy": [np.asarray(keys).astype("<u4").tobytes().hex(), int(position), int(has_gauss), float(cached)],
