@@ -57,9 +57,17 @@ def _hidden_beside(target: Path, kind: str) -> Path:
     return target.parent / f".{target.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
+def _make_folder(folder: Path) -> None:
+    """Create a folder and its parents; their names are on the disk when it returns."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync_path(folder.parent)
+
+
 def atomic_write(target: Path, data: bytes | str) -> None:
     """Write one file whole or not at all; an existing file is replaced in one step. OSError if it cannot be."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     temporary = temporary_beside(target)
     _in_use.add(temporary)
     try:
@@ -86,7 +94,7 @@ def atomic_dir(target: Path, facts: Mapping[str, Any] | None = None) -> Iterator
     """
     if os.path.lexists(target):
         raise FileExistsError(f"{target} exists; a finished directory is never written into")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     temporary = temporary_beside(target)
     _in_use.add(temporary)
     try:
@@ -172,7 +180,7 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             fsync_path(path)
-    manifest = {"schema": SCHEMA_VERSION, **facts, "files": files}
+    manifest = json.loads(_manifest_text({"schema": SCHEMA_VERSION, **facts, "files": files}))  # keys become strings
     atomic_write(folder / MANIFEST, _manifest_text({**manifest, "checksum": _checksum(manifest)}))
 
 

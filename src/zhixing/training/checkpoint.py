@@ -21,7 +21,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class TrainingState:
     compared with: hashes (recipe, tokenizer, data), torch version, world_size, threads, compiled, dtype.
     """
 
-    step: int  # optimizer steps done
+    step: int = 0  # optimizer steps done
     samples_seen: int = 0  # the data cursor: global sample index of the next sequence
     tokens_seen: int = 0
     best_loss: float | None = None
@@ -225,32 +225,35 @@ class SaveGuard:
     """A full disk must not end a long run at once: warn, train on, try again; stop at the third failure in a row.
 
         guard = SaveGuard()
-        path = guard.save(lambda: save_checkpoint(...))      # None if it could not be saved this time
+        ...
+        with guard:  # an OSError inside is a warning, the third in a row an InputError (exit code 2)
+            save_checkpoint(...)
 
-    `failures` in a row is 0 after a success; a caller whose last save failed leaves with a non-zero code.
+    `failures` in a row is 0 after a success: a caller whose last save failed must not say that all is well.
     """
 
     def __init__(self, limit: int = 3, warn: Callable[[str], None] = say) -> None:
         self.limit, self.warn = limit, warn
         self.failures = 0
 
-    def save(self, write: Callable[[], Path]) -> Path | None:
-        """Run `write`; on OSError warn and return None, at the limit raise InputError."""
-        try:
-            path = write()
-        except OSError as error:
-            self.failures += 1
-            why = f"{error.strerror or error}" + _space_left(error)
-            if self.failures >= self.limit:
-                raise InputError(
-                    f"no checkpoint could be saved {self.failures} times in a row, so training stopped",
-                    why=why,
-                    mend="make room, or let this user write there, and train with --resume: earlier checkpoints are whole",
-                ) from error
-            self.warn(f"warning: the checkpoint was not saved ({why}); training goes on, next try at the next interval")
-            return None
-        self.failures = 0
-        return path
+    def __enter__(self) -> SaveGuard:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        if error is None:
+            self.failures = 0
+        if not isinstance(error, OSError):
+            return False
+        self.failures += 1
+        why = f"{error.strerror or error}{_space_left(error)}"
+        if self.failures >= self.limit:
+            raise InputError(
+                f"no checkpoint could be saved {self.failures} times in a row, so training stopped",
+                why=why,
+                mend="make room, or let this user write there, and use --resume: earlier checkpoints are whole",
+            ) from error
+        self.warn(f"warning: the checkpoint was not saved ({why}); training goes on, next try at the next interval")
+        return True
 
 
 def _space_left(error: OSError) -> str:
@@ -258,26 +261,6 @@ def _space_left(error: OSError) -> str:
         return f", {quantity(shutil.disk_usage(Path(error.filename).parent).free, 'B')} free" if error.filename else ""
     except OSError:
         return ""
-
-
-def compare_facts(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the run that saved and the one that resumes.
-
-    Another recipe, tokenizer or data is an InputError; anything else (threads, torch, world_size, compiled,
-    dtype) is returned as a line to show, because the run stays correct but not bit-exact.
-    """
-    for key in ("recipe", "tokenizer", "data"):
-        if key in saved and key in now and saved[key] != now[key]:
-            raise InputError(
-                f"the run cannot be resumed with another {key}",
-                why=f"its hash is {now[key]!s:.16}, the checkpoint was made with {saved[key]!s:.16}",
-                mend=f"give the same {key}, or train into another folder",
-            )
-    return [
-        f"{key} was {saved[key]!r}, is {now.get(key)!r}: the resumed run is correct, but not bit-exact"
-        for key in saved
-        if key not in ("recipe", "tokenizer", "data") and saved[key] != now.get(key)
-    ]
 
 
 def _load(path: Path, messages: list[str]) -> Checkpoint:
@@ -439,19 +422,19 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def optimizer_tensors(
-    optimizers: Optimizer | Sequence[Optimizer], named_parameters: Iterable[tuple[str, nn.Parameter]]
+    optimizers: Mapping[str, Optimizer], named_parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
-    """The optimizers' state as tensors named ``muon/blocks.0.q.weight/momentum_buffer``, not copied.
+    """State of the optimizers {"muon": ...} as tensors named ``muon/blocks.0.q.weight/momentum_buffer``, not copied.
 
     A Python number in the state becomes a tensor of no dimension whose name ends in ``#int`` or ``#float``.
     Learning rates and other settings are not state: they come from the recipe and the step.
     """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in named_parameters}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in named_parameters.items()}
     tensors: dict[str, Tensor] = {}
-    for optimizer in _as_list(optimizers):
+    for kind, optimizer in optimizers.items():
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
-                name = f"{_kind(optimizer)}/{names[parameter]}/{key}"
+                name = f"{kind}/{names[parameter]}/{key}"
                 if isinstance(value, Tensor):
                     saved = value
                 elif type(value) is int:
@@ -462,24 +445,22 @@ def optimizer_tensors(
                     continue
                 else:
                     raise TypeError(f"{name} is a {type(value).__name__}; only tensors and numbers are saved")
-                assert name not in tensors, f"two optimizers of one kind share {name}"
                 tensors[name] = saved
     return tensors
 
 
 def restore_optimizer(
-    optimizers: Optimizer | Sequence[Optimizer],
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    optimizers: Mapping[str, Optimizer],
+    named_parameters: Mapping[str, nn.Parameter],
     tensors: Mapping[str, Tensor],
 ) -> None:
     """Give fresh optimizers the state that `optimizer_tensors` saved, in its own precision.
 
     InputError, before anything is changed, if it is of other parameters, other shapes or another optimizer.
     """
-    named = dict(named_parameters)
     owners = {
-        (_kind(optimizer), parameter): (optimizer, group)
-        for optimizer in _as_list(optimizers)
+        (kind, parameter): (optimizer, group)
+        for kind, optimizer in optimizers.items()
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
@@ -488,12 +469,12 @@ def restore_optimizer(
     for full_name, tensor in tensors.items():
         kind, _, rest = full_name.partition("/")
         name, _, key = rest.rpartition("/")
-        owner = owners.get((kind, named[name])) if name in named else None
+        owner = owners.get((kind, named_parameters[name])) if name in named_parameters else None
         if owner is None or not key:
             wrong.append(f"{full_name} has no counterpart")
             continue
         optimizer, group = owner
-        parameter = named[name]
+        parameter = named_parameters[name]
         value: Any
         if key.endswith(("#int", "#float")):
             key, value = key.rpartition("#")[0], tensor.item()
@@ -508,18 +489,10 @@ def restore_optimizer(
         plan.append((optimizer, parameter, key, value))
     if wrong:
         raise _another("optimizer", wrong)
-    for optimizer in _as_list(optimizers):
+    for optimizer in optimizers.values():
         optimizer.state.clear()
     for optimizer, parameter, key, value in plan:
         optimizer.state[parameter][key] = value
-
-
-def _as_list(optimizers: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    return [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
-
-
-def _kind(optimizer: Optimizer) -> str:
-    return type(optimizer).__name__.lower()
 
 
 def _another(thing: str, wrong: list[str]) -> InputError:
