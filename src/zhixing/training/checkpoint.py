@@ -476,9 +476,9 @@ def restore_optimizer(
         optimizer, group = owner
         parameter = named_parameters[name]
         value: Any
-        if key.endswith(("#int", "#float")):
+        if key.endswith(("#int", "#float")) and tensor.ndim == 0:
             key, value = key.rpartition("#")[0], tensor.item()
-        elif tensor.ndim == 0:  # a step count: beside the parameter only where the optimizer itself would put it
+        elif key == "step" and tensor.ndim == 0:  # beside the parameter only where the optimizer itself puts it
             beside = group.get("fused") or group.get("capturable")
             value = tensor.to(parameter.device if beside else "cpu", copy=True)
         elif tensor.shape == parameter.shape:
