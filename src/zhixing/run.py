@@ -1,0 +1,588 @@
+"""A run, from text to a model that writes: `train`, `load`, `Run`. The command line calls these and nothing else.
+
+A run directory is an ordinary transformers model directory that also holds how it came to be:
+
+    config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json README.md
+    recipe.toml facts.json metrics.jsonl scores.json samples.jsonl report.html MANIFEST.json data/ checkpoints/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zhixing.training.memory import keep_memory
+
+keep_memory()  # before torch
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+
+from zhixing import __version__  # noqa: E402
+from zhixing.decoding.settings import DecodingSettings  # noqa: E402
+from zhixing.errors import InputError  # noqa: E402
+from zhixing.evaluation.baselines import count_ids, unigram_bits_per_byte, xz_bits_per_byte  # noqa: E402
+from zhixing.evaluation.card import write_card  # noqa: E402
+from zhixing.evaluation.language import LanguageScores, language_scores  # noqa: E402
+from zhixing.evaluation.report import summary, write_report  # noqa: E402
+from zhixing.files import atomic_dir, atomic_write, verify_manifest, write_manifest  # noqa: E402
+from zhixing.interchange.import_export import export_model, import_model  # noqa: E402
+from zhixing.interchange.model_directory import read_model_directory, write_model_directory  # noqa: E402
+from zhixing.interchange.word_vectors_text import read_word_vectors  # noqa: E402
+from zhixing.models.gpt import GPT, GPTSettings  # noqa: E402
+from zhixing.models.lstm import LSTM, LSTMSettings  # noqa: E402
+from zhixing.progress import Progress, duration, quantity, say  # noqa: E402
+from zhixing.recipe import Recipe, check_recipe, load_recipe, parse_recipe, recipe_names  # noqa: E402
+from zhixing.tasks.generation import Completion, generate, stream  # noqa: E402
+from zhixing.tasks.scoring import score_sequences  # noqa: E402
+from zhixing.text.catalogue import dataset_facts, is_dataset  # noqa: E402
+from zhixing.text.readers import Documents, read_documents  # noqa: E402
+from zhixing.text.splits import split_documents  # noqa: E402
+from zhixing.tokens.batches import PackedSequences  # noqa: E402
+from zhixing.tokens.report import render_report, tokenizer_report  # noqa: E402
+from zhixing.tokens.shards import Shards, open_shards, write_shards  # noqa: E402
+from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer  # noqa: E402
+from zhixing.training.checkpoint import load_step, restore_model  # noqa: E402
+from zhixing.training.loop import FitResult, fit  # noqa: E402
+from zhixing.training.objectives import next_token  # noqa: E402
+from zhixing.training.optimizers import make_optimizers  # noqa: E402
+from zhixing.training.parallel import Parallel, parallel_from_environment  # noqa: E402
+from zhixing.training.plan import (  # noqa: E402
+    compiler_state,
+    d_ff,
+    matmul_speed,
+    memory_available,
+    n_kv_heads,
+    native_bf16,
+    plan_run,
+    step_count,
+    usable_cores,
+)
+from zhixing.training.runlock import die_with_parent, run_lock  # noqa: E402
+
+COMPILE_SECONDS = 40  # what torch.compile costs before the first step
+MACHINE_KEYS = ("threads", "bf16", "compile")  # may differ when a run goes on elsewhere
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def train(source: str, *overrides: str, out: str | None = None, resume: bool = False) -> Run:
+    """Train a language model and return it, at its best step.
+
+    `source` is a recipe's name or file, or a file or folder of text; overrides are ``table.key=value``. `out` is the
+    folder to make (runs/NAME if not given); with `resume` the run in it goes on from its newest good checkpoint.
+    InputError says what cannot be used and how to mend it.
+    """
+    with parallel_from_environment() as parallel:
+        if parallel.world > 1:
+            die_with_parent()
+        asked = _asked_recipe(source, list(overrides))
+        run_dir = _run_dir(source, out, resume)
+        if parallel.main:
+            with run_lock(run_dir):
+                return _train(asked, run_dir, resume, parallel)
+        return _train(asked, run_dir, resume, parallel)
+
+
+def _asked_recipe(source: str, overrides: list[str]) -> Recipe:
+    path = Path(source)
+    if source in recipe_names() or (path.suffix == ".toml" and not path.is_dir()):
+        return load_recipe(source, overrides)
+    if not os.path.lexists(path) and not is_dataset(source):
+        raise InputError(
+            f"there is nothing called {source!r}",
+            mend=f"give a file or folder of text, a .toml recipe, or one of the recipes {', '.join(recipe_names())}",
+        )
+    recipe = parse_recipe(f"[data]\nsource = {json.dumps(source)}\n", source, overrides)
+    size = _text_size(path) if os.path.lexists(path) else 0
+    if 0 < size < 300_000:  # so little text needs, and can teach, only a very small model
+        small = ["model.d_model=128", "model.n_layers=2", "model.n_heads=2", "model.max_len=128", "train.per_device_train_batch_size=8"]
+        recipe = parse_recipe(f"[data]\nsource = {json.dumps(source)}\n", source, small + overrides)
+    return recipe
+
+
+def _text_size(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
+    return sum(p.stat().st_size for p in files)
+
+
+def _run_dir(source: str, out: str | None, resume: bool) -> Path:
+    run_dir = Path(out) if out else Path("runs") / (re.sub(r"\W+", "-", Path(source).stem or Path(source).name).strip("-") or "run")
+    begun = (run_dir / "recipe.toml").exists() or (run_dir / "config.json").exists()
+    if resume and not begun and run_dir.exists() and any(p.name != "run.lock" for p in run_dir.iterdir()) and not (run_dir / "data").exists():
+        raise InputError(f"{run_dir} is not a run, so there is nothing to resume", mend="give the folder of a run with --out")
+    if not resume and run_dir.exists() and any(p.name != "run.lock" for p in run_dir.iterdir()):
+        if out:
+            raise InputError(
+                f"{run_dir} is not empty", mend="take another --out, or add --resume to go on with the run that is there"
+            )
+        number = 2
+        while (numbered := run_dir.with_name(f"{run_dir.name}-{number}")).exists():
+            number += 1
+        run_dir = numbered
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not out:
+        raise InputError("several processes need one folder", mend="give it with --out")
+    return run_dir
+
+
+def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Run:
+    torch.set_num_threads(_threads(asked, parallel))
+    began = time.perf_counter()
+    if parallel.main:
+        _prepare_data(asked, run_dir)
+    parallel.barrier()
+    data_facts = json.loads((run_dir / "data" / "facts.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.load(run_dir / "data" / "tokenizer")
+    shards, heldout_shards = open_shards(run_dir / "data" / "train"), open_shards(run_dir / "data" / "heldout")
+    recipe = _resolve(asked, tokenizer, shards, parallel)
+    _check_same_recipe(recipe, run_dir, resume)
+    max_len = recipe.model.max_len
+    sequences = PackedSequences(shards, max_len, seed=recipe.train.seed)
+    heldout = PackedSequences(heldout_shards, max_len, seed=0)
+    bf16, compiled = recipe.train.bf16 is True, recipe.train.compile is True
+    plan = plan_run(
+        recipe, tokenizer.vocab_size, shards.n_tokens, processes=parallel.world, bf16=bf16, available=memory_available(),
+        flops_per_second=matmul_speed("bfloat16" if bf16 else "float32"),
+    )  # fmt: skip
+    plan.check_fits()
+    if asked.train.compile == "auto" and compiled:
+        compiled = plan.seconds is not None and plan.seconds[0] > 8 * COMPILE_SECONDS
+        recipe = replace(recipe, train=replace(recipe.train, compile=compiled))
+    if parallel.main:
+        atomic_write(run_dir / "recipe.toml", recipe.to_toml())
+        say(plan.text())
+        say(_precision_line(asked, bf16, compiled))
+
+    torch.manual_seed(recipe.train.seed + 1 + parallel.rank)  # dropout's noise; initialisation has a generator of its own
+    model = build_model(recipe, tokenizer, torch.Generator().manual_seed(recipe.train.seed))
+    facts = {
+        "recipe": _recipe_hash(recipe), "tokenizer": tokenizer.fingerprint(), "data": data_facts["fingerprint"], "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "world": parallel.world, "dtype": "bfloat16" if bf16 else "float32", "compiled": compiled,
+        "processor": platform.processor() or platform.machine(),
+    }  # fmt: skip
+    optimizers = make_optimizers(model, recipe.train, torch.bfloat16 if native_bf16() else torch.float32)
+    result = fit(
+        model, next_token(recipe.train.label_smoothing_factor), optimizers, sequences, heldout, recipe.train, recipe.eval, run_dir, facts, parallel,
+        resume=resume, bf16=bf16, compiled=compiled, bytes_per_token=heldout.n_bytes / heldout.n_targets,
+    )  # fmt: skip
+    if result.ended == "signal":
+        if parallel.main:
+            say(f"go on with:  zhixing train ... --out {run_dir} --resume")
+        raise SystemExit(130)
+    if result.best_step >= 0:
+        restore_model(model, load_step(run_dir, result.best_step).model)
+    run = Run(run_dir, model.eval(), tokenizer)
+    if parallel.main:
+        _finish(run, recipe, plan.parameters, facts, data_facts, result, sequences, heldout, time.perf_counter() - began)
+    parallel.barrier()
+    return run
+
+
+def _threads(recipe: Recipe, parallel: Parallel) -> int:
+    return max(1, usable_cores() // parallel.world) if recipe.train.threads == "auto" else recipe.train.threads
+
+
+def _resolve(asked: Recipe, tokenizer: Tokenizer, shards: Shards, parallel: Parallel) -> Recipe:
+    """Every "auto" as a value, so that the saved recipe says what was done."""
+    m, t = asked.model, asked.train
+    model = replace(m, n_kv_heads=n_kv_heads(m), d_ff=d_ff(m))
+    steps = step_count(t, m.max_len, shards.n_tokens, parallel.world)
+    often = max(1, math.ceil(steps / 20))
+    compiler, _ = compiler_state()
+    resolved = replace(
+        t,
+        max_steps=steps,
+        eval_steps=min(often, steps) if t.eval_steps == "auto" else t.eval_steps,
+        save_steps=min(often, steps) if t.save_steps == "auto" else t.save_steps,
+        bf16=native_bf16() if t.bf16 == "auto" else t.bf16,
+        compile=bool(compiler) and m.family == "gpt" if t.compile == "auto" else t.compile,
+        threads=_threads(asked, parallel),
+    )
+    recipe = replace(
+        asked, model=model, train=resolved, tokenizer=replace(asked.tokenizer, kind=tokenizer.kind, vocab_size=tokenizer.vocab_size)
+    )
+    check_recipe(recipe)
+    return recipe
+
+
+def _recipe_hash(recipe: Recipe) -> str:
+    values = recipe.to_dict()
+    for key in MACHINE_KEYS:
+        del values["train"][key]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_same_recipe(recipe: Recipe, run_dir: Path, resume: bool) -> None:
+    path = run_dir / "recipe.toml"
+    if not resume or not path.exists():
+        return
+    stored = parse_recipe(path.read_text(encoding="utf-8"), str(path)).to_dict()
+    for table, values in recipe.to_dict().items():
+        for key, value in values.items():
+            if stored[table][key] != value and key not in MACHINE_KEYS:
+                raise InputError(
+                    f"the run was begun with {table}.{key} = {stored[table][key]!r}, now it is {value!r}", where=str(path),
+                    why="a run can only go on with its own recipe",
+                    mend="give the same settings, or train into another --out",
+                )  # fmt: skip
+
+
+def _precision_line(asked: Recipe, bf16: bool, compiled: bool) -> str:
+    if bf16:
+        numbers = "bf16 with fp32 weights"
+    elif asked.train.bf16 == "auto":
+        numbers = "fp32 (this processor has no bf16 products of its own)"
+    else:
+        numbers = "fp32"
+    if compiled:
+        return f"numbers {numbers}; torch.compile on: the first step takes up to {COMPILE_SECONDS} s"
+    return f"numbers {numbers}; torch.compile off" + (" (not worth its first step here)" if asked.train.compile == "auto" else "")
+
+
+def build_model(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generator | None = None) -> GPT | LSTM:
+    """The recipe's model with fresh parameters."""
+    m, vocab_size = recipe.model, tokenizer.vocab_size
+    if m.family == "lstm":
+        model = LSTM(LSTMSettings(vocab_size, m.d_model, m.n_layers, m.max_len, m.dropout, m.tie_embeddings), generator)
+        if m.embeddings:
+            words = [tokenizer.decode([i]).strip() for i in range(vocab_size)]
+            matrix, found = read_word_vectors(Path(m.embeddings), words)
+            if matrix.shape[1] != m.d_model:
+                raise InputError(
+                    f"the word vectors have {matrix.shape[1]} dimensions, model.d_model is {m.d_model}", where=m.embeddings,
+                    mend=f"set model.d_model={matrix.shape[1]}",
+                )  # fmt: skip
+            say(f"word vectors for {int(found.sum())} of {vocab_size} entries from {m.embeddings}")
+            model.load_embeddings(matrix, found)
+        return model
+    return GPT(
+        GPTSettings(
+            vocab_size, m.layout, m.d_model, m.n_layers, m.n_heads, n_kv_heads(m), d_ff(m), m.max_len, m.dropout, m.tie_embeddings, m.rope_theta, m.norm_eps
+        ),
+        generator,
+    )  # fmt: skip
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def _prepare_data(asked: Recipe, run_dir: Path) -> None:
+    """RUN/data: tokenizer, train and held-out shards, facts; made once, whole or not at all."""
+    target = run_dir / "data"
+    if target.exists():
+        verify_manifest(target)
+        return
+    if not asked.data.source:
+        raise InputError("the recipe names no text", mend='set data.source = "a folder, a file or a data set"')
+    say(f"reading {asked.data.source}")
+    documents = read_documents(asked.data.source, asked.data, quarantine=run_dir / "quarantine.jsonl")
+    split = split_documents(documents, asked.data.heldout_fraction, asked.train.seed)
+    with atomic_dir(target) as folder:
+        if asked.tokenizer.path:
+            tokenizer = Tokenizer.load(Path(asked.tokenizer.path))
+        else:
+            asked_size = asked.tokenizer.vocab_size
+            size = auto_vocab_size(documents.total_bytes) if asked_size == "auto" else asked_size
+            say(f"training a {asked.tokenizer.kind} tokenizer")
+            tokenizer = train_tokenizer(split.train, asked.tokenizer.kind, size)
+        tokenizer.save(folder / "tokenizer", model_max_length=asked.model.max_len)
+        shards = write_shards(split.train, tokenizer, folder / "train")
+        heldout = write_shards(split.heldout, tokenizer, folder / "heldout")
+        report = tokenizer_report(tokenizer, {"held-out text": split.heldout})
+        facts = {
+            "source": asked.data.source,
+            "dataset": dataset_facts(asked.data.source) if is_dataset(asked.data.source) else None,
+            "fingerprint": documents.fingerprint(),
+            "counts": documents.counts,
+            "split": split.report,
+            "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, **report},
+            "train": {"documents": shards.n_documents, "tokens": shards.n_tokens, "bytes": shards.n_bytes},
+            "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens, "bytes": heldout.n_bytes},
+        }
+        atomic_write(folder / "facts.json", json.dumps(facts, ensure_ascii=False, indent=1))
+    say(
+        f"{quantity(shards.n_bytes, 'B')} to train on, {quantity(heldout.n_bytes, 'B')} held out;"
+        f" {tokenizer.vocab_size} tokens in the vocabulary, {shards.n_bytes / max(1, shards.n_tokens):.2f} bytes a token"
+    )
+
+
+# ---- the end of a run --------------------------------------------------------------------------------------------
+
+
+def _finish(
+    run: Run,
+    recipe: Recipe,
+    parameters: int,
+    facts: dict[str, Any],
+    data_facts: dict[str, Any],
+    result: FitResult,
+    sequences: PackedSequences,
+    heldout: PackedSequences,
+    seconds: float,
+) -> None:
+    """Measure the best model, have it write, and leave the run directory complete."""
+    run_dir = run.path
+    scores = _scores(run, heldout, recipe.train.seed)
+    counts = [count_ids((s.read(0, s.n_tokens) for s in [shards]), run.tokenizer.vocab_size) for shards in (sequences.shards, heldout.shards)]
+    text = "".join(run.tokenizer.decode(heldout.shards.document(i).tolist()) for i in range(heldout.shards.n_documents)).encode()
+    baselines = {"unigram": unigram_bits_per_byte(counts[0], counts[1], heldout.shards.n_bytes), "xz -9": xz_bits_per_byte(text)}
+    atomic_write(run_dir / "scores.json", json.dumps({"model": scores.to_dict(), "baselines": baselines}, indent=1))
+
+    samples = []
+    for number, prompt in enumerate(recipe.eval.prompts or _heldout_prompts(run, heldout)):
+        written = run.generate(prompt, max_new_tokens=recipe.eval.max_new_tokens, temperature=0.8, top_p=0.95, seed=number)
+        samples.append({"prompt": prompt, "text": written, "step": result.best_step, "seed": number})
+    atomic_write(run_dir / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+    tokens = result.tokens
+    known = {
+        "data": {k: data_facts[k] for k in ("source", "dataset", "counts", "split", "train", "heldout")},
+        "tokenizer": data_facts["tokenizer"],
+        "model": {"family": recipe.model.family, "layout": recipe.model.layout, "parameters": parameters},
+        "run": {
+            **facts, "zhixing": __version__, "python": platform.python_version(), "steps": result.step, "best_step": result.best_step, "ended": result.ended,
+            "tokens": tokens, "training_seconds": round(result.seconds, 1), "tokens_per_second": round(tokens / max(result.seconds, 1e-9)),
+            "total_seconds": round(seconds, 1), "peak_memory_bytes": peak_memory(), "seed": recipe.train.seed,
+        },
+    }  # fmt: skip
+    atomic_write(run_dir / "facts.json", json.dumps(known, ensure_ascii=False, indent=1))
+    write_model_directory(run_dir, run.model, run.tokenizer)
+    write_card(run_dir)
+    write_report(run_dir)
+    bits, low, high = scores.bits_per_byte.value, scores.bits_per_byte.low, scores.bits_per_byte.high
+    say(f"held-out text: {bits:.3f} bits per byte (95 % of the interval {low:.3f} to {high:.3f}), perplexity {scores.perplexity.value:.2f}")
+    say("  beside it: " + ", ".join(f"{name} {value:.3f}" for name, value in baselines.items()))
+    say(f"done in {duration(seconds)}; look at {run_dir / 'report.html'}")
+    say(f"next:  zhixing generate {run_dir} {json.dumps(samples[0]['prompt'], ensure_ascii=False)} --stream")
+
+
+def _scores(run: Run, sequences: PackedSequences, seed: int) -> LanguageScores:
+    with Progress("measuring", len(sequences)) as progress:
+        sums = score_sequences(run.model, sequences, watch=progress.update)
+    return language_scores(sums.nll, sums.targets, sums.n_bytes, sums.correct, seed=seed)
+
+
+def _heldout_prompts(run: Run, heldout: PackedSequences, count: int = 3) -> list[str]:
+    """Beginnings of held-out documents: the first dozen tokens each."""
+    shards = heldout.shards
+    step = max(1, shards.n_documents // count)
+    beginnings = (run.tokenizer.decode(shards.document(i)[:12].tolist()) for i in range(0, shards.n_documents, step))
+    return [text.strip("\ufffd") for text in beginnings if text.strip("\ufffd \n")][:count]
+
+
+def peak_memory() -> int:
+    """Most bytes this process has held at once."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# ---- using a run -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A model with its tokenizer, and the folder they came from."""
+
+    path: Path
+    model: nn.Module
+    tokenizer: Tokenizer
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        max_new_tokens: int = 200,
+        min_new_tokens: int = 0,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+    ) -> Any:
+        """What comes after the prompt: a str for a str, a list for a list. temperature 0 takes the likeliest token.
+
+        For several samples a prompt, log-probabilities and the reason why it ended, see `complete`.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        answers = self.complete(
+            prompts, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, stop=stop, seed=seed, num_beams=num_beams, length_penalty=length_penalty,
+        )  # fmt: skip
+        texts = [completions[0].text for completions in answers]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = 200,
+        min_new_tokens: int = 0,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        n: int = 1,
+        seed: int | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        logprobs: int | None = None,
+    ) -> list[list[Completion]]:
+        """n completions of each prompt, with ids, finish_reason ("stop" or "length") and, if asked, log-probabilities."""
+        settings = DecodingSettings(
+            max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, stop=_stops(stop), n=n, seed=seed, num_beams=num_beams, length_penalty=length_penalty,
+            logprobs=logprobs,
+        )  # fmt: skip
+        return generate(self.model, self.tokenizer, list(prompts), settings)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """The continuation in pieces, as it comes; a character is never broken."""
+        settings = DecodingSettings(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, stop=_stops(stop), seed=seed,
+        )  # fmt: skip
+        return stream(self.model, self.tokenizer, prompt, settings)
+
+    def evaluate(self, data: str | None = None) -> LanguageScores:
+        """Loss, perplexity, bits per byte and next-token accuracy, with intervals, on a text or the run's own held-out part."""
+        if data is None:
+            folder = self.path / "data" / "heldout"
+            if not folder.exists():
+                raise InputError("this run has no held-out text of its own", where=str(self.path), mend="name a file or folder of text")
+            return _scores(self, PackedSequences(open_shards(folder), self._max_len(), seed=0), seed=0)
+        import tempfile
+
+        documents = read_documents(data, Recipe().data)
+        with tempfile.TemporaryDirectory() as folder_name:
+            shards = write_shards(documents, self.tokenizer, Path(folder_name) / "shards")
+            return _scores(self, PackedSequences(shards, self._max_len(), seed=0), seed=0)
+
+    def show(self) -> str:
+        """What the run is and how it went, for a terminal."""
+        return summary(self.path)
+
+    def _max_len(self) -> int:
+        settings: Any = self.model.settings
+        return int(settings.max_len)
+
+
+def _stops(stop: str | Sequence[str]) -> list[str]:
+    return [stop] if isinstance(stop, str) else list(stop)
+
+
+def load(path: str | Path) -> Run:
+    """A trained run, or any transformers folder in a layout we know (gpt2, llama, qwen3)."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"there is no run {str(path)!r}", mend="give the folder that `zhixing train` printed")
+    if not (folder / "config.json").exists() and (folder / "checkpoints").exists():
+        raise InputError(
+            "this run is not finished", where=str(folder), mend=f"go on with it: zhixing train ... --out {folder} --resume"
+        )
+    torch.set_num_threads(usable_cores())
+    model, tokenizer, _ = read_model_directory(folder)
+    return Run(folder, model.eval(), tokenizer)
+
+
+def export_run(run: Run, out: str, to: str = "transformers", max_shard_size: str | None = None) -> None:
+    """Write the model for another tool and check that it says the same there, before the folder appears."""
+    if to != "transformers":
+        raise InputError(f"there is no export to {to!r}", mend="the one known is transformers")
+    export_model(run.path, Path(out), max_shard_size=_bytes(max_shard_size) if max_shard_size else None)
+
+
+def import_run(source: str, out: str) -> Run:
+    """Read a transformers folder (gpt2, llama, qwen3) into a run directory of ours."""
+    import_model(Path(source), Path(out))
+    return load(out)
+
+
+def _bytes(size: str) -> int:
+    """100MB, 2GB or a plain number of bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGkmg]?)i?[bB]?\s*", size)
+    if not match:
+        raise InputError(f"{size!r} is not a size", mend="write for example 100MB or 2GB")
+    return int(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2].lower()])
+
+
+def train_tokenizer_command(source: str, out: str, kind: str = "bpe", vocab_size: int | None = None) -> Tokenizer:
+    """Train a tokenizer on a text and save it."""
+    if kind not in ("bpe", "char", "word"):
+        raise InputError(f"there is no tokenizer of kind {kind!r}", mend="the kinds are bpe, char and word")
+    documents = read_documents(source, Recipe().data)
+    tokenizer = train_tokenizer(documents, kind, vocab_size or auto_vocab_size(documents.total_bytes))
+    target = Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(target)
+    return tokenizer
+
+
+def tokenizer_report_command(path: str, texts: Sequence[str]) -> str:
+    """What a tokenizer makes of texts (files, folders or data sets), each a row."""
+    tokenizer = Tokenizer.load(Path(path))
+    documents: dict[str, Documents] = {name: read_documents(name, Recipe().data) for name in texts}
+    return render_report(tokenizer_report(tokenizer, documents))
+
+
+# ---- the demonstration -------------------------------------------------------------------------------------------
+
+
+def demo(out: str = "runs") -> None:
+    """Train on the shipped English novels and Chinese poems, measure, and write: a few minutes on two cores."""
+    began = time.perf_counter()
+    runs = []
+    for name in ("austen", "tang-demo"):
+        run_dir = Path(out) / f"demo-{name}"
+        number = 1
+        while run_dir.exists():
+            number += 1
+            run_dir = Path(out) / f"demo-{name}-{number}"
+        say(f"\n== {name} ==")
+        runs.append(train(name, out=str(run_dir)))
+    print()
+    for run in runs:
+        scores = json.loads((run.path / "scores.json").read_text(encoding="utf-8"))
+        rows = {"this model": scores["model"]["bits_per_byte"], **scores["baselines"]}
+        print(f"{run.path}: held-out bits per byte")
+        for label, value in rows.items():
+            print(f"  {label:<12} {value:6.3f}  {'█' * round(value * 8)}")
+        for line in (run.path / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+            sample = json.loads(line)
+            print(f"\n  {sample['prompt']}│{sample['text']}")
+        print()
+    print(f"done in {duration(time.perf_counter() - began)}. Look at:")
+    for run in runs:
+        print(f"  {(run.path / 'report.html').resolve()}")
+    print("Next:")
+    for run, prompt in zip(runs, ("It is a truth", "春"), strict=True):
+        print(f"  .venv/bin/zhixing generate {run.path} {json.dumps(prompt, ensure_ascii=False)} --stream")
+    print("  .venv/bin/zhixing train YOUR_FOLDER --out runs/mine")

@@ -1,0 +1,29 @@
+"""How this process takes memory from the system: keep it, and in large pages.
+
+A training step allocates and frees the same large tensors over and over. By default the C library gives each back to
+the system at once, and the next step pays for every page again: zeroing 4 KB at a time took 13 % of a step of a
+17M-parameter GPT (measured, docs/log.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory, and torch to ask for large pages. Call before torch is imported.
+
+    Elsewhere than on Linux with glibc nothing happens.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 64 * 2**20)
