@@ -1,0 +1,432 @@
+"""Text to ids and back: byte-level BPE, characters or words, on the `tokenizers` library.
+
+Byte-level BPE (Sennrich et al. 2016; on bytes: Radford et al. 2019) starts from the 256 bytes and joins, again and
+again, the pair of neighbours that is most frequent inside words; "words" are what GPT-2's regular expression cuts.
+Any text has ids and comes back exactly. `char` gives each Unicode character an id, `word` each word, space and
+punctuation mark; both come back exactly as far as they are known, and know one unknown token.
+
+What differs from common practice: text of a special token ("<|endoftext|>") inside a person's text is ordinary
+text, here and, through `split_special_tokens` in tokenizer_config.json, in transformers; control tokens exist as
+ids only. No normalizer is inside: cleaning is a matter of the text, and done once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from zhixing.errors import InputError
+from zhixing.files import atomic_write
+from zhixing.progress import Progress
+
+Kind = Literal["bpe", "char", "word"]
+
+EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
+REPLACEMENT = "\ufffd"  # what an unknown character or word is shown as
+
+MAX_SAMPLE = 100_000_000  # characters that a vocabulary is learned from; beyond, a fair sample is
+MAX_UNIQUE = 6_000_000  # bytes of different words that BPE holds (about 110 bytes of memory each); beyond, a sample
+BLOCK = 1 << 16  # characters: what the sample consists of
+MAX_RUN = 16  # characters: longer runs of one kind are cut for training, else 5 MB of Chinese were one word
+MAX_TOKEN = 48  # bytes of one token, 16 Chinese characters
+MAX_PIECE = 1 << 18  # characters encoded at once; bounds memory on one document of 1 GB
+
+# A word with inner apostrophes; one character of a script without spaces; one space; one of anything else.
+WORDS = (
+    r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+    r"|[\p{L}\p{M}\p{N}_&&[^\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]+"
+    r"|[\s\S]"
+)
+
+FINGERPRINT_TEXT = (
+    "The quick brown fox can't jump over 12,345 lazy dogs; isn't it?\n\n\tdef f(x):  return x ** 2\r\n"
+    "天地玄黄，宇宙洪荒。日月盈昃，辰宿列张。學而時習之，不亦說乎？\n吾輩は猫である。名前はまだ無い。 안녕하세요 세계\n"
+    "Съешь ещё этих мягких булок. Où est l'été? Größe, naïve. שלום עולם مرحبا بالعالم नमस्ते ไทย\n"
+    "👩‍👩‍👧‍👦🏳️‍🌈 ½ ∑ “quoted” … <|endoftext|> \x00\u200b\ufeff end  "
+)
+
+
+class Tokenizer:
+    """A trained tokenizer; `train_tokenizer` and `Tokenizer.load` make one.
+
+    kind         "bpe" (byte-level), "char" or "word"
+    vocab_size   the least number that is above every id
+    eos_id       ends a document and begins a text (bos)
+    pad_id       fills up what is no text
+    unk_id       the unknown character or word; None for bpe, which knows every byte
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, eos: str, pad: str, unk: str | None = None) -> None:
+        self._inner = inner
+        inner.no_truncation()
+        inner.no_padding()
+        inner.encode_special_tokens = True  # text of a special token is text
+        self.kind: Kind = _kind(json.loads(inner.to_str()))
+        self.eos, self.pad, self.unk = eos, pad, unk
+        self.eos_id, self.pad_id = self._special(eos), self._special(pad)
+        self.unk_id = None if unk is None else self._special(unk)
+        ids = inner.get_vocab(with_added_tokens=True).values()
+        self.vocab_size: int = max(ids) + 1
+        if self.vocab_size > 2 * len(ids) + 65536:
+            raise InputError(
+                "the tokenizer's ids have vast gaps", why=f"{len(ids)} tokens have ids up to {self.vocab_size - 1}"
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, no special token among them, whatever the text says."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text; encoded in parallel on all cores, one long text too."""
+        pieces = [piece for text in texts for piece in _pieces(text)]
+        try:
+            encodings = self._inner.encode_batch_fast(pieces, add_special_tokens=False)
+        except UnicodeEncodeError as error:
+            raise InputError("the text holds a lone surrogate, which is no character", why=str(error)) from None
+        if len(pieces) == len(texts):
+            return [encoding.ids for encoding in encodings]
+        parts = iter(encodings)
+        return [[i for _ in _pieces(text) for i in next(parts).ids] for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`. Special tokens stand for no text; broken UTF-8 becomes U+FFFD, as in Python's decoder.
+
+        An id outside 0 .. vocab_size - 1 is an InputError.
+        """
+        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:  # noqa: A002
+        """The UTF-8 bytes that a token stands for; may end in the midst of a character. Special tokens: none."""
+        if not 0 <= id < self.vocab_size:
+            raise InputError(f"there is no token {id}", why=f"the vocabulary has the ids 0 to {self.vocab_size - 1}")
+        return self._bytes[id]
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a special token such as "<|im_end|>", or of a token as the vocabulary writes it."""
+        found: int | None = self._inner.token_to_id(token)
+        return found
+
+    def save(self, folder: Path | str, model_max_length: int = 1 << 30) -> None:
+        """Write tokenizer.json and tokenizer_config.json, from which transformers' AutoTokenizer gives the same ids.
+
+        `model_max_length` is the model's context in tokens.
+        """
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": self.eos,
+            "eos_token": self.eos,
+            "pad_token": self.pad,
+            **({} if self.unk is None else {"unk_token": self.unk}),
+            "model_max_length": model_max_length,
+            "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,
+        }
+        atomic_write(Path(folder) / "tokenizer.json", self._inner.to_str(pretty=True))
+        atomic_write(Path(folder) / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))
+
+    @staticmethod
+    def load(path: Path | str) -> Tokenizer:
+        """Read a run folder, or a tokenizer.json and the settings beside it: our own, or byte-level ones of others.
+
+        GPT-2, Qwen and Llama 3 are such. What is missing, broken or of another kind is an InputError.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise InputError("there is no tokenizer", where=str(file), mend="give a run folder or a tokenizer.json")
+        try:
+            inner = tokenizers.Tokenizer.from_str(file.read_bytes().decode("utf-8-sig"))
+        except Exception as error:  # the library raises no narrower class
+            raise InputError("the tokenizer cannot be read", where=str(file), why=str(error)) from None
+        special = _special_names(file.parent)
+        known = inner.get_vocab(with_added_tokens=True)
+        eos = next((name for name in (special.get("eos_token"), EOS, "<|end_of_text|>", "</s>") if name in known), None)
+        if eos is None:
+            raise InputError(
+                "the tokenizer has no token that ends a text",
+                where=str(file),
+                mend='put a tokenizer_config.json with "eos_token" beside it',
+            )
+        pad = next((name for name in (special.get("pad_token"), PAD) if name in known), eos)
+        try:
+            unk = UNK if UNK in known and _kind(json.loads(inner.to_str())) != "bpe" else None
+            return Tokenizer(inner, eos, pad, unk)
+        except InputError as error:
+            raise InputError(error.what, where=str(file), why=error.why, mend=error.mend) from None
+
+    def fingerprint(self) -> str:
+        """64 hex digits that change whenever ids would: of a fixed multilingual text's ids and of the vocabulary."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        vocab = sorted(self._inner.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+        facts = [self.kind, self.eos_id, self.pad_id, self.encode(FINGERPRINT_TEXT), vocab]
+        return hashlib.sha256(json.dumps(facts, ensure_ascii=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def _bytes(self) -> list[bytes]:
+        """`token_bytes` of every id."""
+        added: dict[int, AddedToken] = self._inner.get_added_tokens_decoder()
+        table = _byte_of_character()
+        found = [b""] * self.vocab_size
+        for token, i in self._inner.get_vocab(with_added_tokens=True).items():
+            if i == self.unk_id:
+                found[i] = REPLACEMENT.encode()
+            elif i in added:
+                found[i] = b"" if added[i].special else token.encode()
+            elif self.kind == "bpe" and all(character in table for character in token):
+                found[i] = bytes(table[character] for character in token)
+            else:
+                found[i] = token.encode()
+        return found
+
+    def _special(self, token: str) -> int:
+        found = self.token_id(token)
+        if found is None:
+            raise InputError(f"the special token {token!r} is not in the vocabulary")
+        return found
+
+
+class TextStream:
+    """Ids to text one at a time, as they are generated; what comes out is always whole characters.
+
+    The pieces that `push` and `finish` gave, joined, are `decode` of all ids.
+
+    A Chinese character may be three tokens of one byte each: push gives "", "", "知". Bytes that can no longer
+    become a character give U+FFFD.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:  # noqa: A002
+        """Take the next id; the text that is certain by now and was not given yet, maybe none."""
+        return self._decoder.decode(self._tokenizer.token_bytes(id))
+
+    def finish(self) -> str:
+        """No id follows: a character that was begun and not ended is U+FFFD. The stream is then as new."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+def auto_vocab_size(total_bytes: int) -> int:
+    """A vocabulary that suits a text of so many bytes: about 2 √bytes, a multiple of 64 from 512 to 16,384.
+
+    A vocabulary grows as the square root of the text or a little slower (Heaps' law), and each entry should be seen
+    often enough to be learned: 6 kB gives 512, 4 MB 4,096, from 64 MB on 16,384.
+    """
+    return min(max(round(2.048 * math.sqrt(max(total_bytes, 0)) / 64) * 64, 512), 16384)
+
+
+def train_tokenizer(documents: Iterable[str], kind: Kind, vocab_size: int) -> Tokenizer:
+    """Learn a vocabulary of at most `vocab_size` ids (special tokens included) from `documents`, read once.
+
+    A text too small for that many gives fewer. No text, or a size that cannot hold even the alphabet, is an
+    InputError. From a text beyond MAX_SAMPLE characters, or of too many different words, blocks are drawn by
+    a hash of their number, so that the same text always gives the same vocabulary, and memory stays bounded.
+    """
+    least = 258 if kind == "bpe" else 4
+    if vocab_size < least:
+        raise InputError(
+            f"a vocabulary of {vocab_size} is too small",
+            why="256 bytes and 2 special tokens make 258" if kind == "bpe" else "3 special tokens and 1 piece make 4",
+            mend=f"take at least {least}",
+        )
+    specials = [EOS, PAD] if kind == "bpe" else [EOS, PAD, UNK]
+    try:
+        if kind == "char":
+            inner = _learn_characters(documents, vocab_size, specials)
+        else:
+            blocks = _sample(documents)
+            inner = (
+                _learn_bpe(blocks, vocab_size, specials)
+                if kind == "bpe"
+                else _learn_words(blocks, vocab_size, specials)
+            )
+    except UnicodeEncodeError as error:
+        raise InputError("the text holds a lone surrogate, which is no character", why=str(error)) from None
+    return Tokenizer(inner, EOS, PAD, None if kind == "bpe" else UNK)
+
+
+def _learn_bpe(blocks: list[str], vocab_size: int, specials: list[str]) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=MAX_TOKEN,
+        min_frequency=2,
+        show_progress=False,
+    )
+    inner.train_from_iterator(_few_words(blocks), trainer)
+    return inner
+
+
+def _learn_words(blocks: list[str], vocab_size: int, specials: list[str]) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(models.WordLevel({}, unk_token=UNK))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    inner.decoder = decoders.Fuse()
+    inner.train_from_iterator(
+        blocks, trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
+    )
+    return inner
+
+
+def _learn_characters(documents: Iterable[str], vocab_size: int, specials: list[str]) -> tokenizers.Tokenizer:
+    """The most frequent characters; the model is a BPE without merges, which the library encodes fastest."""
+    counts: Counter[str] = Counter()
+    with Progress("characters") as progress:
+        for document in documents:
+            counts.update(document)
+            progress.update(progress.done + len(document))
+    if not counts:
+        raise _no_text()
+    kept = sorted(counts, key=lambda character: (-counts[character], character))[: vocab_size - len(specials)]
+    vocab = {token: i for i, token in enumerate([*specials, *kept])}
+    inner = tokenizers.Tokenizer(models.BPE(vocab, [], unk_token=UNK, fuse_unk=False))
+    inner.decoder = decoders.Fuse()
+    inner.add_special_tokens(specials)
+    return inner
+
+
+def _sample(documents: Iterable[str]) -> list[str]:
+    """All blocks of the text or, beyond MAX_SAMPLE characters, a fair share of them, in an order of no meaning.
+
+    Each block's rank is a hash of its number, and those with the lowest ranks stay: one pass, bounded memory, and
+    the same text always gives the same sample.
+    """
+    kept: list[tuple[int, str]] = []
+    size = number = 0
+    limit = 1 << 64
+    with Progress("reading for the tokenizer") as progress:
+        for document in documents:
+            for start in range(0, len(document), BLOCK):
+                rank = int.from_bytes(hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8).digest(), "little")
+                number += 1
+                if rank >= limit:
+                    continue
+                block = document[start : start + BLOCK]
+                kept.append((rank, block))
+                size += len(block)
+                while size > MAX_SAMPLE:
+                    limit //= 2
+                    kept = [entry for entry in kept if entry[0] < limit]
+                    size = sum(len(block) for _, block in kept)
+            progress.update(progress.done + len(document))
+    if not size:
+        raise _no_text()
+    return [block for _, block in sorted(kept, key=lambda entry: entry[0])]
+
+
+def _few_words(blocks: list[str]) -> Iterator[str]:
+    """The blocks with long runs cut, until there are MAX_UNIQUE bytes of different words, for those fill memory."""
+    total = sum(len(block) for block in blocks)
+    unique = 0
+    seen: set[str] = set()
+    for block in blocks:
+        pieces = _cut_runs(block)
+        if 4 * total > MAX_UNIQUE:  # else it cannot be reached
+            new = {word for piece in pieces for word in WORD.findall(piece)} - seen
+            seen |= new
+            unique += sum(len(word.encode()) for word in new)
+        yield from pieces
+        if unique > MAX_UNIQUE:
+            return
+
+
+WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?[^\w\s]+|\s+")  # nearly GPT-2's expression, good enough to count by
+_RUN = re.compile(
+    rf"[^\W\d_]{{{MAX_RUN + 1},}}|\d{{{MAX_RUN + 1},}}|(?:[^\w\s]|_){{{MAX_RUN + 1},}}|\s{{{MAX_RUN + 1},}}"
+)
+
+
+def _cut_runs(text: str) -> list[str]:
+    """Cut every run of letters, digits, marks or blanks into parts of at most MAX_RUN characters."""
+    cuts = [0]
+    for run in _RUN.finditer(text):
+        cuts += range(run.start() + MAX_RUN, run.end(), MAX_RUN)
+    return [text[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+# Places where GPT-2's expression, Qwen's, Llama 3's and WORDS all begin a new word whatever follows and precedes:
+# before a space after a non-blank; after a single newline between non-blanks; before CJK punctuation after Han.
+_SEAM = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=\S)|(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
+
+
+def _pieces(text: str) -> list[str]:
+    """Cut a long text into pieces of about MAX_PIECE characters whose ids, joined, are the ids of the whole.
+
+    A text without any seam for that long is cut all the same, so that memory is bounded.
+    """
+    if len(text) <= MAX_PIECE:
+        return [text]
+    pieces = []
+    start = 0
+    while len(text) - start > MAX_PIECE:
+        seam = _SEAM.search(text, start + MAX_PIECE // 2, start + MAX_PIECE)
+        stop = seam.start() if seam else start + MAX_PIECE
+        pieces.append(text[start:stop])
+        start = stop
+    return [*pieces, text[start:]]
+
+
+def _no_text() -> InputError:
+    return InputError("there is no text to learn a vocabulary from", mend="name a file or folder that holds some")
+
+
+def _kind(settings: dict[str, Any]) -> Kind:
+    """Which kind a tokenizer.json is of."""
+    model, decoder = settings["model"], settings.get("decoder") or {}
+    stages = [stage.get("type") for stage in decoder.get("decoders", [decoder])]
+    if model["type"] == "BPE" and "ByteLevel" in stages:
+        return "bpe"
+    if model["type"] == "BPE" and not model["merges"] and stages == ["Fuse"]:
+        return "char"
+    if model["type"] == "WordLevel" and stages == ["Fuse"]:
+        return "word"
+    raise InputError(
+        "the tokenizer is of a kind that is not supported",
+        why=f"it is a {model['type']} with the decoder {' + '.join(map(str, stages))}",
+        mend="take one that is a byte-level BPE, as GPT-2, Qwen and Llama 3 have",
+    )
+
+
+def _special_names(folder: Path) -> dict[str, str]:
+    """eos_token, pad_token, ... as the files beside a tokenizer.json name them."""
+    names: dict[str, str] = {}
+    for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):  # the latter wins
+        if not file.is_file():
+            continue
+        try:
+            settings = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise InputError("the tokenizer's settings cannot be read", where=str(file), why=str(error)) from None
+        for key, value in settings.items() if isinstance(settings, dict) else ():
+            content = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(content, str):
+                names[key] = content
+    return names
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's way to write a byte as a visible character: printable Latin-1 as itself, the rest from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}
