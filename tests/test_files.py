@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.reliability.faults import Disk
+from reliability.faults import Disk, file_size_limit, rewritten
 from zhixing.files import (
     MANIFEST,
     NewerSchemaError,
@@ -29,17 +25,6 @@ from zhixing.files import (
     verify_manifest,
     write_manifest,
 )
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """No file of this process grows beyond `size` bytes: writes really fail, with EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def make(folder: Path, facts: dict[str, object] | None = None) -> Path:
@@ -70,10 +55,13 @@ def test_a_finished_directory_is_never_written_into(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), SystemExit(1)])
 def test_an_error_inside_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)):
+    def fail() -> None:
         with atomic_dir(tmp_path / "made") as inside:
             (inside / "half").write_text("half")
             raise error
+
+    with pytest.raises(type(error)):
+        fail()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -115,15 +103,6 @@ def test_what_is_no_manifest_is_said_so(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_text(text, errors="surrogatepass")
     with pytest.raises(ValueError, match=MANIFEST):
         verify_manifest(tmp_path)
-
-
-def rewritten(folder: Path, **changes: object) -> None:
-    """A manifest with other contents and a right checksum, as a stranger could write it."""
-    from zhixing import files
-
-    manifest = {**json.loads((folder / MANIFEST).read_text(encoding="utf-8")), **changes}
-    manifest["checksum"] = files._checksum(manifest)
-    (folder / MANIFEST).write_text(files._manifest_text(manifest), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +154,11 @@ def test_a_file_is_replaced_whole_or_kept(tmp_path: Path) -> None:
 def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
-    dead = [f".step-1.tmp-{child.pid}-0123abcd", f".step-2.trash-{child.pid}-0123abcd", f".same.tmp-{os.getpid()}-0123abcd"]
+    dead = [
+        f".step-1.tmp-{child.pid}-0123abcd",
+        f".step-2.trash-{child.pid}-0123abcd",
+        f".same.tmp-{os.getpid()}-0123abcd",
+    ]
     kept = [
         f".x.tmp-{os.getppid()}-0123abcd",
         ".hidden",

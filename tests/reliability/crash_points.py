@@ -1,6 +1,6 @@
 """Kill the process before every file operation of a save and of a purge, and see what is left each time.
 
-    python tests/reliability/crash_points.py        # prints one JSON object
+    PYTHONPATH=src:tests python -m reliability.crash_points        # prints one JSON object
 
 Every scenario starts from the same folder; a forked child does the work and is killed before its k-th operation, for
 k = 0, 1, 2, ... until it finishes. Then the newest checkpoint must be the one before or the new one, whole, nothing may
@@ -12,16 +12,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[2])]
-
 import torch
 
-from tests.reliability.faults import KILLED, Disk
+from reliability.faults import KILLED, Disk
 from zhixing.files import atomic_write
 from zhixing.training.checkpoint import (
     TrainingState,
@@ -90,7 +87,8 @@ def scenarios(folder: Path) -> dict[str, int]:
         folder / "nothing", lambda run: save(run, 5), lambda run: newest(run) in (None, 5), lambda run: newest(run) == 5
     )
     two = folder / "two"
-    save(two, 5), save(two, 10)  # noqa: B018
+    for step in (5, 10):
+        save(two, step)
     points["save"] = kill_at_every_operation(
         two, lambda run: save(run, 15), lambda run: newest(run) in (10, 15), lambda run: list_steps(run) == [5, 10, 15]
     )

@@ -10,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+from zhixing import files
 
 KILLED = 77  # exit code of a process that the fault ended
 
@@ -50,9 +54,7 @@ class Disk:
                     self.unflushed.add(str(Path(arguments[0]).parent))
                 elif name == "fsync":
                     flushed = os.fstat(arguments[0])
-                    self.unflushed = {
-                        p for p in self.unflushed if not os.path.exists(p) or not os.path.samestat(os.stat(p), flushed)
-                    }
+                    self.unflushed = {p for p in self.unflushed if not _is(Path(p), flushed)}
                 return real[name](*arguments, **options)
 
             return call
@@ -101,3 +103,25 @@ class _File:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+
+
+def _is(path: Path, flushed: os.stat_result) -> bool:
+    return path.exists() and os.path.samestat(path.stat(), flushed)
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file of this process grows beyond `size` bytes: writes really fail, with EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def rewritten(folder: Path, **changes: object) -> None:
+    """A manifest with other contents and a right checksum, as a stranger could write it."""
+    manifest = {**json.loads((folder / files.MANIFEST).read_text(encoding="utf-8")), **changes}
+    manifest["checksum"] = files._checksum(manifest)
+    (folder / files.MANIFEST).write_text(files._manifest_text(manifest), encoding="utf-8")

@@ -20,7 +20,6 @@ import math
 import os
 import random
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from torch.optim import Optimizer
 
 from zhixing.errors import InputError
 from zhixing.files import NewerSchemaError, atomic_dir, clear_leftovers, remove_tree, set_aside, verify_manifest
-from zhixing.progress import quantity, say
+from zhixing.progress import say
 
 CHECKPOINTS = "checkpoints"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -245,7 +244,7 @@ class SaveGuard:
         if not isinstance(error, OSError):
             return False
         self.failures += 1
-        why = f"{error.strerror or error}{_space_left(error)}"
+        why = error.strerror or str(error)
         if self.failures >= self.limit:
             raise InputError(
                 f"no checkpoint could be saved {self.failures} times in a row, so training stopped",
@@ -254,13 +253,6 @@ class SaveGuard:
             ) from error
         self.warn(f"warning: the checkpoint was not saved ({why}); training goes on, next try at the next interval")
         return True
-
-
-def _space_left(error: OSError) -> str:
-    try:
-        return f", {quantity(shutil.disk_usage(Path(error.filename).parent).free, 'B')} free" if error.filename else ""
-    except OSError:
-        return ""
 
 
 def _load(path: Path, messages: list[str]) -> Checkpoint:
