@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,16 @@ class GPTSettings:
     tie_embeddings: bool = True
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
+
+
+class Decoder(Protocol):
+    """What decoding needs of a model."""
+
+    settings: GPTSettings
+
+    def new_state(self, rows: int, max_len: int | None = None) -> DecodingState: ...
+    def step(self, ids: Tensor, n_new: Tensor, state: DecodingState) -> Tensor: ...
+    def logits(self, hidden: Tensor) -> Tensor: ...
 
 
 class ClassicBlock(nn.Module):
@@ -155,17 +165,16 @@ class GPT(nn.Module):
         capacity = min(max_len or s.max_len, s.max_len)
         weight = self.embedding.weight
         n_kv_heads = s.n_heads if s.layout == "gpt2" else s.n_kv_heads
-        caches = [
-            KeyValueCache(rows, n_kv_heads, capacity, s.d_model // s.n_heads, weight.detach()) for _ in range(s.n_layers)
-        ]
-        return DecodingState(caches, torch.zeros(rows, dtype=torch.int64, device=weight.device), 0)
+        shape = (s.n_layers, rows, n_kv_heads, capacity + 1, s.d_model // s.n_heads)
+        lengths = torch.zeros(rows, dtype=torch.int64, device=weight.device)
+        return DecodingState(weight.new_zeros(shape), weight.new_zeros(shape), lengths)
 
     def step(self, ids: Tensor, n_new: Tensor, state: DecodingState) -> Tensor:
         """Feed T more tokens a row: ids (B, T) right-padded, row b has n_new[b] real ones. -> hidden (B, T, D).
 
         The state is changed in place. What stands at padded places of the result means nothing.
         """
-        slots, positions = state.positions(n_new, ids.shape[1])
+        slots, positions = state.positions(ids.shape[1])
         x = self.embedding(ids)  # (B, T, D)
         rotary = None
         limit = self.settings.max_len - 1  # padding may point behind the table
@@ -173,7 +182,16 @@ class GPT(nn.Module):
             x = x + self.positions(positions.clamp(max=limit))
         else:
             rotary = self.rotary[positions.clamp(max=limit)]  # (T, 2, K / 2) or (B, T, 2, K / 2)
-        for block, cache in zip(self.blocks, state.caches, strict=True):
-            x = block.step(x, rotary, cache, slots)
+        for layer, block in enumerate(self.blocks):
+            x = block.step(x, rotary, state.cache(layer), slots)
         state.advance(n_new)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def for_decoding(self) -> Decoder:
+        """This model, or on a processor in fp32 its fast form: the same protocol, steps of one token compiled."""
+        weight = self.embedding.weight
+        if weight.device.type != "cpu" or weight.dtype != torch.float32:
+            return self
+        from zhixing.models.gpt_packed import PackedGPT  # numba comes with it: only who decodes waits for it
+
+        return PackedGPT(self)

@@ -48,9 +48,8 @@ class KeyValueCache:
     The last slot is never read: right padding that would fall behind the capacity is written there.
     """
 
-    def __init__(self, rows: int, n_kv_heads: int, capacity: int, head_size: int, like: Tensor) -> None:
-        self.keys = like.new_zeros(rows, n_kv_heads, capacity + 1, head_size)
-        self.values = torch.zeros_like(self.keys)
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
 
     def write(self, k: Tensor, v: Tensor, positions: Tensor | int) -> None:
         """Store k, v (B, G, T, K): at one start for all rows (an int), or at positions (B, T)."""
@@ -66,42 +65,37 @@ class KeyValueCache:
 
 
 class DecodingState:
-    """What a Transformer decoder remembers between steps: a cache a layer, and how many tokens each row has.
+    """What a Transformer decoder remembers between steps.
 
+    keys and values (L, rows, G, capacity + 1, K) of every layer, and lengths (rows,): how many tokens each row has.
     `start` is the common length while all rows have the same one, else None: equal rows need no mask.
     """
 
-    def __init__(self, caches: list[KeyValueCache], lengths: Tensor, start: int | None) -> None:
-        self.caches, self.lengths, self.start = caches, lengths, start
+    def __init__(self, keys: Tensor, values: Tensor, lengths: Tensor) -> None:
+        self.keys, self.values, self.lengths = keys, values, lengths
+        self.start = _common(lengths)
 
     @property
     def capacity(self) -> int:
         """Tokens a row can hold."""
-        return self.caches[0].keys.shape[2] - 1
+        return self.keys.shape[3] - 1
+
+    def cache(self, layer: int) -> KeyValueCache:
+        """One layer's keys and values, as views."""
+        return KeyValueCache(self.keys[layer], self.values[layer])
 
     def select(self, rows: Tensor) -> DecodingState:
         """The given rows, in that order; rows (R,) int64 may repeat (beams, samples) or leave out (finished)."""
-        caches = []
-        for cache in self.caches:
-            chosen = object.__new__(KeyValueCache)
-            chosen.keys, chosen.values = cache.keys[rows], cache.values[rows]
-            caches.append(chosen)
-        lengths = self.lengths[rows]
-        return DecodingState(caches, lengths, _common(lengths))
+        return DecodingState(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
 
     def append(self, other: DecodingState) -> DecodingState:
         """The rows of both, this one's first; the longer capacity of the two."""
         capacity = max(self.capacity, other.capacity)
-        caches = []
-        for mine, theirs in zip(self.caches, other.caches, strict=True):
-            joined = object.__new__(KeyValueCache)
-            joined.keys = torch.cat([_widen(mine.keys, capacity), _widen(theirs.keys, capacity)])
-            joined.values = torch.cat([_widen(mine.values, capacity), _widen(theirs.values, capacity)])
-            caches.append(joined)
-        lengths = torch.cat([self.lengths, other.lengths])
-        return DecodingState(caches, lengths, _common(lengths))
+        keys = torch.cat([_widen(self.keys, capacity), _widen(other.keys, capacity)], dim=1)
+        values = torch.cat([_widen(self.values, capacity), _widen(other.values, capacity)], dim=1)
+        return DecodingState(keys, values, torch.cat([self.lengths, other.lengths]))
 
-    def positions(self, n_new: Tensor, count: int) -> tuple[Tensor | int, Tensor]:
+    def positions(self, count: int) -> tuple[Tensor | int, Tensor]:
         """Where `count` new tokens a row go: a start for the caches (int, or (B, T)), and the positions to embed."""
         steps = torch.arange(count, device=self.lengths.device)
         if self.start is not None:
@@ -121,7 +115,7 @@ def _common(lengths: Tensor) -> int | None:
 
 
 def _widen(x: Tensor, capacity: int) -> Tensor:
-    return F.pad(x, (0, 0, 0, capacity + 1 - x.shape[2]))
+    return F.pad(x, (0, 0, 0, capacity + 1 - x.shape[3]))
 
 
 class JoinedLinear(nn.Linear):

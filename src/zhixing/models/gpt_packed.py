@@ -1,0 +1,341 @@
+"""One decoding step of a GPT as compiled loops: the fast path of `GPT.step` for one token a row on a processor.
+
+A step of one token a row is a row of matrix-vector products: each weight is read once and used B times, so what counts
+is to read the weights in one pass, with all cores, and do nothing else. torch runs some twenty operators a layer for it
+and a matrix product made for large B; here a step is one call. Measured gain over the eager step: docs/log.md.
+
+numba compiles the loops at their first use (about half a minute, kept on disk afterwards). `tests/test_gpt_packed.py`
+holds them against `GPT.step`.
+
+Shapes: L layers, B rows, D d_model, H query heads, G key and value heads, K head size, F d_ff, V vocab_size, S slots.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor, nn
+
+from zhixing.models.gpt import GPT
+from zhixing.models.layers import DecodingState
+
+FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums may be reordered (so that they vectorise); inf and NaN stay themselves
+
+MOST_ROWS = 16  # beyond it the products are large enough for torch's own
+
+Array = Any  # np.ndarray of float32 inside compiled code
+
+
+@njit(fastmath=FAST, inline="always", cache=True)
+def _dot_4x4(w: Array, n: int, x: Array, b: int, y: Array) -> None:
+    """Rows n..n+3 of w times rows b..b+3 of x: each number loaded is used four times."""
+    w0, w1, w2, w3 = w[n], w[n + 1], w[n + 2], w[n + 3]
+    x0, x1, x2, x3 = x[b], x[b + 1], x[b + 2], x[b + 3]
+    zero = np.float32(0)
+    a00 = a01 = a02 = a03 = a10 = a11 = a12 = a13 = zero
+    a20 = a21 = a22 = a23 = a30 = a31 = a32 = a33 = zero
+    for k in range(w.shape[1]):
+        p, q, r, s = w0[k], w1[k], w2[k], w3[k]
+        e, f, g, h = x0[k], x1[k], x2[k], x3[k]
+        a00 += p * e
+        a01 += p * f
+        a02 += p * g
+        a03 += p * h
+        a10 += q * e
+        a11 += q * f
+        a12 += q * g
+        a13 += q * h
+        a20 += r * e
+        a21 += r * f
+        a22 += r * g
+        a23 += r * h
+        a30 += s * e
+        a31 += s * f
+        a32 += s * g
+        a33 += s * h
+    y[b, n], y[b, n + 1], y[b, n + 2], y[b, n + 3] = a00, a10, a20, a30
+    y[b + 1, n], y[b + 1, n + 1], y[b + 1, n + 2], y[b + 1, n + 3] = a01, a11, a21, a31
+    y[b + 2, n], y[b + 2, n + 1], y[b + 2, n + 2], y[b + 2, n + 3] = a02, a12, a22, a32
+    y[b + 3, n], y[b + 3, n + 1], y[b + 3, n + 2], y[b + 3, n + 3] = a03, a13, a23, a33
+
+
+@njit(fastmath=FAST, inline="always", cache=True)
+def _dot_4x1(w: Array, n: int, x: Array, b: int, y: Array) -> None:
+    """Rows n..n+3 of w times row b of x."""
+    w0, w1, w2, w3, x0 = w[n], w[n + 1], w[n + 2], w[n + 3], x[b]
+    zero = np.float32(0)
+    a0 = a1 = a2 = a3 = zero
+    for k in range(w.shape[1]):
+        a0 += w0[k] * x0[k]
+        a1 += w1[k] * x0[k]
+        a2 += w2[k] * x0[k]
+        a3 += w3[k] * x0[k]
+    y[b, n], y[b, n + 1], y[b, n + 2], y[b, n + 3] = a0, a1, a2, a3
+
+
+@njit(fastmath=FAST, parallel=True, cache=True)
+def matmul(w: Array, x: Array, y: Array, threads: int) -> None:
+    """y (B, N) = x (B, K) w (N, K)^T; each thread takes a share of the rows of w."""
+    count, rows = w.shape[0], x.shape[0]
+    share = (count // threads + 3) // 4 * 4
+    for t in prange(threads):
+        first, last = min(t * share, count), min((t + 1) * share, count)
+        if t == threads - 1:
+            last = count
+        whole = first + (last - first) // 4 * 4
+        for n in range(first, whole, 4):
+            for b in range(0, rows // 4 * 4, 4):
+                _dot_4x4(w, n, x, b, y)
+            for b in range(rows // 4 * 4, rows):
+                _dot_4x1(w, n, x, b, y)
+        for n in range(whole, last):
+            for b in range(rows):
+                total = np.float32(0)
+                for k in range(w.shape[1]):
+                    total += w[n, k] * x[b, k]
+                y[b, n] = total
+
+
+@njit(fastmath=FAST, cache=True)
+def _rms_norm(x: Array, weight: Array, eps: float, out: Array) -> None:
+    """out = x / sqrt(mean(x^2) + eps) * weight, for each row."""
+    for b in range(x.shape[0]):
+        total = np.float32(0)
+        for k in range(x.shape[1]):
+            total += x[b, k] * x[b, k]
+        scale = np.float32(1.0 / math.sqrt(total / x.shape[1] + eps))
+        for k in range(x.shape[1]):
+            out[b, k] = x[b, k] * scale * weight[k]
+
+
+@njit(fastmath=FAST, cache=True)
+def _layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array) -> None:
+    """out = (x - mean) / sqrt(var + eps) * weight + bias, for each row."""
+    for b in range(x.shape[0]):
+        mean = np.float32(0)
+        for k in range(x.shape[1]):
+            mean += x[b, k]
+        mean /= np.float32(x.shape[1])
+        total = np.float32(0)
+        for k in range(x.shape[1]):
+            total += (x[b, k] - mean) * (x[b, k] - mean)
+        scale = np.float32(1.0 / math.sqrt(total / x.shape[1] + eps))
+        for k in range(x.shape[1]):
+            out[b, k] = (x[b, k] - mean) * scale * weight[k] + bias[k]
+
+
+@njit(fastmath=FAST, cache=True)
+def _norm_and_turn(head: Array, norm: Array, eps: float, turn: Array) -> None:
+    """RMS-norm one head (K,) where `norm` is not empty, then turn its pairs by turn (2, K/2) where that is not empty."""
+    size = head.shape[0]
+    if norm.shape[0]:
+        total = np.float32(0)
+        for k in range(size):
+            total += head[k] * head[k]
+        scale = np.float32(1.0 / math.sqrt(total / size + eps))
+        for k in range(size):
+            head[k] = head[k] * scale * norm[k]
+    half = turn.shape[1]
+    for k in range(half):
+        first, second = head[k], head[k + half]
+        head[k] = first * turn[0, k] - second * turn[1, k]
+        head[k + half] = second * turn[0, k] + first * turn[1, k]
+
+
+@njit(fastmath=FAST, parallel=True, cache=True)
+def attention(
+    qkv: Array, q_norm: Array, k_norm: Array, eps: float, rotary: Array, keys: Array, values: Array, lengths: Array, scores: Array, out: Array
+) -> None:
+    """Attend from the newest token of each row: qkv (B, (H + 2G) K), keys and values (B, G, S, K), out (B, H K).
+
+    Row b's key and value are stored at slot lengths[b] first. scores (B, H, S) is scratch. rotary is (T, 2, K/2), or
+    (1, 2, 0) where nothing turns.
+    """
+    rows, groups, _, size = keys.shape
+    heads = out.shape[1] // size
+    shared = heads // groups
+    scale = np.float32(1.0 / math.sqrt(size))
+    for task in prange(rows * groups):
+        b, g = task // groups, task % groups
+        place = lengths[b]
+        turn = rotary[min(place, rotary.shape[0] - 1)]
+        k_new = qkv[b, (heads + g) * size : (heads + g + 1) * size]
+        _norm_and_turn(k_new, k_norm, eps, turn)
+        keys[b, g, place, :] = k_new
+        values[b, g, place, :] = qkv[b, (heads + groups + g) * size : (heads + groups + g + 1) * size]
+        for h in range(g * shared, (g + 1) * shared):
+            q = qkv[b, h * size : (h + 1) * size]
+            _norm_and_turn(q, q_norm, eps, turn)
+            row = scores[b, h]
+            top = np.float32(-np.inf)
+            for s in range(place + 1):
+                key = keys[b, g, s]
+                total = np.float32(0)
+                for k in range(size):
+                    total += q[k] * key[k]
+                total *= scale
+                row[s] = total
+                top = max(top, total)
+            norm = np.float32(0)
+            for s in range(place + 1):
+                row[s] = np.float32(math.exp(row[s] - top))
+                norm += row[s]
+            result = out[b, h * size : (h + 1) * size]
+            result[:] = np.float32(0)
+            for s in range(place + 1):
+                share = row[s] / norm
+                value = values[b, g, s]
+                for k in range(size):
+                    result[k] += share * value[k]
+
+
+@njit(fastmath=FAST, cache=True)
+def modern_step(
+    x: Array, attention_norm: Array, qkv: Array, q_norm: Array, k_norm: Array, out: Array, feed_forward_norm: Array, gate_up: Array, down: Array,
+    final_norm: Array, eps: float, rotary: Array, keys: Array, values: Array, lengths: Array, threads: int,
+) -> None:  # fmt: skip
+    """x (B, D) embeddings -> hidden states, in place. Weights are stacked over layers, (L, rows, columns)."""
+    layers, rows, d_model = qkv.shape[0], x.shape[0], x.shape[1]
+    heads = out.shape[2] // keys.shape[4]
+    normed = np.empty((rows, d_model), np.float32)
+    projected = np.empty((rows, qkv.shape[1]), np.float32)
+    mixed = np.empty((rows, out.shape[2]), np.float32)
+    change = np.empty((rows, d_model), np.float32)
+    both = np.empty((rows, gate_up.shape[1]), np.float32)
+    d_ff = down.shape[2]
+    inner = np.empty((rows, d_ff), np.float32)
+    scores = np.empty((rows, heads, keys.shape[3]), np.float32)
+    for layer in range(layers):
+        _rms_norm(x, attention_norm[layer], eps, normed)
+        matmul(qkv[layer], normed, projected, threads)
+        attention(projected, q_norm[layer], k_norm[layer], eps, rotary, keys[layer], values[layer], lengths, scores, mixed)
+        matmul(out[layer], mixed, change, threads)
+        x += change
+        _rms_norm(x, feed_forward_norm[layer], eps, normed)
+        matmul(gate_up[layer], normed, both, threads)
+        for b in range(rows):
+            for k in range(d_ff):
+                gate = both[b, k]
+                inner[b, k] = gate / (np.float32(1) + np.float32(math.exp(-gate))) * both[b, d_ff + k]
+        matmul(down[layer], inner, change, threads)
+        x += change
+    _rms_norm(x, final_norm, eps, x)
+
+
+@njit(fastmath=FAST, cache=True)
+def classic_step(
+    x: Array, attention_norm: Array, attention_norm_bias: Array, qkv: Array, qkv_bias: Array, out: Array, out_bias: Array, feed_forward_norm: Array,
+    feed_forward_norm_bias: Array, up: Array, up_bias: Array, down: Array, down_bias: Array, final_norm: Array, final_norm_bias: Array, eps: float,
+    no_norm: Array, no_rotary: Array, keys: Array, values: Array, lengths: Array, threads: int,
+) -> None:  # fmt: skip
+    """The same for GPT-2's blocks: LayerNorm, biases, GELU in its tanh form."""
+    layers, rows, d_model = qkv.shape[0], x.shape[0], x.shape[1]
+    heads = out.shape[2] // keys.shape[4]
+    normed = np.empty((rows, d_model), np.float32)
+    projected = np.empty((rows, qkv.shape[1]), np.float32)
+    mixed = np.empty((rows, out.shape[2]), np.float32)
+    change = np.empty((rows, d_model), np.float32)
+    inner = np.empty((rows, up.shape[1]), np.float32)
+    scores = np.empty((rows, heads, keys.shape[3]), np.float32)
+    root = np.float32(math.sqrt(2.0 / math.pi))
+    for layer in range(layers):
+        _layer_norm(x, attention_norm[layer], attention_norm_bias[layer], eps, normed)
+        matmul(qkv[layer], normed, projected, threads)
+        projected += qkv_bias[layer]
+        attention(projected, no_norm, no_norm, eps, no_rotary, keys[layer], values[layer], lengths, scores, mixed)
+        matmul(out[layer], mixed, change, threads)
+        x += change + out_bias[layer]
+        _layer_norm(x, feed_forward_norm[layer], feed_forward_norm_bias[layer], eps, normed)
+        matmul(up[layer], normed, inner, threads)
+        for b in range(rows):
+            for k in range(inner.shape[1]):
+                u = inner[b, k] + up_bias[layer, k]
+                angle = root * (u + np.float32(0.044715) * u * u * u)
+                # tanh(a) = 1 - 2 / (exp(2a) + 1)
+                inner[b, k] = u * (np.float32(1) - np.float32(1) / (np.float32(math.exp(np.float32(2) * angle)) + np.float32(1)))
+        matmul(down[layer], inner, change, threads)
+        x += change + down_bias[layer]
+    _layer_norm(x, final_norm, final_norm_bias, eps, x)
+
+
+class PackedGPT:
+    """A GPT that takes its one-token steps through the compiled loops; the rest it leaves to the model.
+
+    Keeps the decoding protocol (new_state, step, logits) and shares the model's memory: the parameters of one kind
+    become views of one array over the layers. fp32 on the CPU only.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self.model, self.settings = model, model.settings
+        blocks: list[Any] = list(model.blocks)
+        self.classic = self.settings.layout == "gpt2"
+        of = lambda path: _stacked([block.get_parameter(path) for block in blocks])  # noqa: E731
+        self.head_weight = model.head().detach().numpy()
+        self.embedding = model.embedding.weight.detach()
+        final: Any = model.norm
+        eps = self.settings.norm_eps
+        nothing = np.zeros((len(blocks), 0), np.float32)
+        if self.classic:
+            names = ["attention_norm.weight", "attention_norm.bias", "attention.qkv.weight", "attention.qkv.bias", "attention.out.weight",
+                     "attention.out.bias", "feed_forward_norm.weight", "feed_forward_norm.bias", "feed_forward.up.weight", "feed_forward.up.bias",
+                     "feed_forward.down.weight", "feed_forward.down.bias"]  # fmt: skip
+            weights = [of(name) for name in names]
+            self.arguments = [*weights, final.weight.detach().numpy(), final.bias.detach().numpy(), eps, nothing[0], np.zeros((1, 2, 0), np.float32)]
+        else:
+            q_norm = of("attention.q_norm.weight") if self.settings.layout == "qwen3" else nothing
+            k_norm = of("attention.k_norm.weight") if self.settings.layout == "qwen3" else nothing
+            self.arguments = [
+                of("attention_norm.weight"), of("attention.qkv.weight"), q_norm, k_norm, of("attention.out.weight"), of("feed_forward_norm.weight"),
+                of("feed_forward.gate_up.weight"), of("feed_forward.down.weight"), final.weight.detach().numpy(), eps, model.rotary.numpy(),
+            ]  # fmt: skip
+
+    def new_state(self, rows: int, max_len: int | None = None) -> DecodingState:
+        return self.model.new_state(rows, max_len)
+
+    def step(self, ids: Tensor, n_new: Tensor, state: DecodingState) -> Tensor:
+        """As GPT.step; one token a row goes the fast way."""
+        if ids.shape[1] > 1 or ids.shape[0] > MOST_ROWS or int(state.lengths.max()) >= state.capacity:
+            return self.model.step(ids, n_new, state)
+        x = self.embedding[ids[:, 0]]  # (B, D), a copy
+        if self.model.positions is not None:
+            x += self.model.positions.weight.detach()[state.lengths]
+        threads = _use_threads()
+        step = classic_step if self.classic else modern_step
+        step(x.numpy(), *self.arguments, state.keys.numpy(), state.values.numpy(), state.lengths.numpy(), threads)
+        state.advance(n_new)
+        return x.unsqueeze(1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) -> logits (..., V) fp32."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if len(flat) > MOST_ROWS:
+            return self.model.logits(hidden)
+        out = torch.empty(len(flat), len(self.head_weight))
+        matmul(self.head_weight, flat.contiguous().numpy(), out.numpy(), _use_threads())
+        return out.view(*hidden.shape[:-1], -1)
+
+
+def _use_threads() -> int:
+    """Give numba as many threads as torch has, and say how many."""
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    return int(threads)
+
+
+def _stacked(parameters: list[nn.Parameter]) -> Array:
+    """Parameters of equal shape as one array (L, ...), of which each becomes a view (again no copy the next time)."""
+    first = parameters[0].data
+    size = first.numel() * first.element_size()
+    in_place = all(p.data.is_contiguous() and p.data_ptr() == first.data_ptr() + i * size for i, p in enumerate(parameters))
+    same_storage = all(p.data.untyped_storage().data_ptr() == first.untyped_storage().data_ptr() for p in parameters)
+    if in_place and same_storage:
+        return first.as_strided((len(parameters), *first.shape), (first.numel(), *first.stride())).numpy()
+    stacked = torch.stack([p.data for p in parameters])
+    for parameter, view in zip(parameters, stacked, strict=True):
+        parameter.data = view
+    return stacked.numpy()
