@@ -86,7 +86,9 @@ def test_right_padding_changes_nothing_real(model: Model) -> None:
         close(logits_of(model, padded)[:, :9], expected)
         state = model.new_state(2, LENGTH)
         close(step(model, padded, counts(9, 9), state)[:, :9], expected)
-        close(step(model, ids[:, :1], counts(1, 1), state)[:, 0], logits_of(model, torch.cat([ids, ids[:, :1]], 1))[:, -1])
+        close(
+            step(model, ids[:, :1], counts(1, 1), state)[:, 0], logits_of(model, torch.cat([ids, ids[:, :1]], 1))[:, -1]
+        )
 
 
 def test_batch_is_one_by_one(model: Model) -> None:

@@ -1,0 +1,517 @@
+"""The names, shapes and settings that transformers gives our models, and back: pure functions on dictionaries.
+
+Our parameters have our names; files have theirs. One literal table a layout (`layout_rows`) says which tensors of a
+file make which parameter of ours, and whether it is stored transposed; everything here is read off it:
+
+    ours                                    gpt2 (Conv1D: [in, out])      llama, qwen3
+    embedding.weight                        transformer.wte.weight        model.embed_tokens.weight
+    blocks.0.attention.qkv.weight           h.0.attn.c_attn.weight, T     q_proj, k_proj, v_proj, stacked by rows
+    blocks.0.feed_forward.gate_up.weight                                  gate_proj, up_proj, stacked by rows
+    lm_head.weight                          only where it is not tied     only where it is not tied
+
+The two halves of a head turn against one another in rotary positions (channel i with i + K/2), in our models as in
+theirs, so no channel is moved. The LSTM has no class there: it is stored under our own model_type, `zhixing_lstm`.
+
+A config.json is somebody's word, so nothing is imported or built by its names: the model types are a literal table, a
+key that we do not know is an error, and so is a value that our arithmetic does not have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zhixing.errors import InputError
+from zhixing.models.gpt import GPTSettings
+from zhixing.models.lstm import LSTMSettings
+
+Settings = GPTSettings | LSTMSettings
+Shape = tuple[int, ...]
+
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ARCHITECTURES = {
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "zhixing_lstm": "ZhixingLSTM",
+}
+
+
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What config.json says about the tokenizer."""
+
+    eos_id: int
+    pad_id: int | None
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class LayoutRow:
+    """One parameter of ours, and the tensors of a file that make it, stacked by rows in that order."""
+
+    ours: str
+    stored: tuple[tuple[str, Shape], ...]  # name and shape in the file
+    transposed: bool = False  # a transposed parameter is one tensor
+
+
+# --- tensors -----------------------------------------------------------------------------------------------------
+
+
+def layout_rows(settings: Settings) -> list[LayoutRow]:
+    """The table of a model: each of its parameters, and where a file of its layout holds it. Tied tensors come once."""
+    if isinstance(settings, LSTMSettings):
+        return _lstm_rows(settings)
+    return _gpt2_rows(settings) if settings.layout == "gpt2" else _modern_rows(settings)
+
+
+def _one(ours: str, name: str, *shape: int) -> LayoutRow:
+    return LayoutRow(ours, ((name, shape),))
+
+
+def _gpt2_rows(s: GPTSettings) -> list[LayoutRow]:
+    d, f = s.d_model, s.d_ff
+    rows = [
+        _one("embedding.weight", "transformer.wte.weight", s.vocab_size, d),
+        _one("positions.weight", "transformer.wpe.weight", s.max_len, d),
+    ]
+    for i in range(s.n_layers):
+        mine, theirs = f"blocks.{i}", f"transformer.h.{i}"
+        for norm, stored in (("attention_norm", "ln_1"), ("feed_forward_norm", "ln_2")):
+            rows.append(_one(f"{mine}.{norm}.weight", f"{theirs}.{stored}.weight", d))
+            rows.append(_one(f"{mine}.{norm}.bias", f"{theirs}.{stored}.bias", d))
+        for linear, stored, n_in, n_out in (
+            ("attention.qkv", "attn.c_attn", d, 3 * d),
+            ("attention.out", "attn.c_proj", d, d),
+            ("feed_forward.up", "mlp.c_fc", d, f),
+            ("feed_forward.down", "mlp.c_proj", f, d),
+        ):
+            rows.append(LayoutRow(f"{mine}.{linear}.weight", ((f"{theirs}.{stored}.weight", (n_in, n_out)),), True))
+            rows.append(_one(f"{mine}.{linear}.bias", f"{theirs}.{stored}.bias", n_out))
+    rows.append(_one("norm.weight", "transformer.ln_f.weight", d))
+    rows.append(_one("norm.bias", "transformer.ln_f.bias", d))
+    return rows + _head_rows(s)
+
+
+def _modern_rows(s: GPTSettings) -> list[LayoutRow]:
+    d, f, head_size = s.d_model, s.d_ff, s.d_model // s.n_heads
+    q, kv = (s.n_heads * head_size, d), (s.n_kv_heads * head_size, d)
+    rows = [_one("embedding.weight", "model.embed_tokens.weight", s.vocab_size, d)]
+    for i in range(s.n_layers):
+        mine, theirs = f"blocks.{i}", f"model.layers.{i}"
+        attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
+        rows.append(_one(f"{mine}.attention_norm.weight", f"{theirs}.input_layernorm.weight", d))
+        rows.append(
+            LayoutRow(
+                f"{mine}.attention.qkv.weight",
+                (
+                    (f"{attention}.q_proj.weight", q),
+                    (f"{attention}.k_proj.weight", kv),
+                    (f"{attention}.v_proj.weight", kv),
+                ),
+            )
+        )
+        if s.layout == "qwen3":
+            rows.append(_one(f"{mine}.attention.q_norm.weight", f"{attention}.q_norm.weight", head_size))
+            rows.append(_one(f"{mine}.attention.k_norm.weight", f"{attention}.k_norm.weight", head_size))
+        rows.append(_one(f"{mine}.attention.out.weight", f"{attention}.o_proj.weight", d, q[0]))
+        rows.append(_one(f"{mine}.feed_forward_norm.weight", f"{theirs}.post_attention_layernorm.weight", d))
+        rows.append(
+            LayoutRow(
+                f"{mine}.feed_forward.gate_up.weight",
+                ((f"{mlp}.gate_proj.weight", (f, d)), (f"{mlp}.up_proj.weight", (f, d))),
+            )
+        )
+        rows.append(_one(f"{mine}.feed_forward.down.weight", f"{mlp}.down_proj.weight", d, f))
+    rows.append(_one("norm.weight", "model.norm.weight", d))
+    return rows + _head_rows(s)
+
+
+def _lstm_rows(s: LSTMSettings) -> list[LayoutRow]:
+    """Our own names: nobody else has this model type."""
+    d = s.d_model
+    rows = [_one("embedding.weight", "embedding.weight", s.vocab_size, d)]
+    for i in range(s.n_layers):
+        for kind in ("weight_ih", "weight_hh"):
+            rows.append(_one(f"recurrence.{kind}_l{i}", f"recurrence.{kind}_l{i}", 4 * d, d))
+        for kind in ("bias_ih", "bias_hh"):
+            rows.append(_one(f"recurrence.{kind}_l{i}", f"recurrence.{kind}_l{i}", 4 * d))
+    return rows + _head_rows(s)
+
+
+def _head_rows(s: Settings) -> list[LayoutRow]:
+    return [] if s.tie_embeddings else [_one("lm_head.weight", "lm_head.weight", s.vocab_size, s.d_model)]
+
+
+def layout_shapes(settings: Settings) -> dict[str, Shape]:
+    """Name and shape of every tensor in a file of this layout, in the file's order."""
+    return {name: shape for row in layout_rows(settings) for name, shape in row.stored}
+
+
+def to_layout(state: Mapping[str, Tensor], settings: Settings) -> dict[str, Tensor]:
+    """Our state dict -> the tensors of a file: contiguous, each of its own memory, tied ones once."""
+    rows = layout_rows(settings)
+    left = set(state) - {row.ours for row in rows}
+    if settings.tie_embeddings:
+        left.discard("lm_head.weight")
+    assert not left, f"parameters without a place in the layout: {sorted(left)}"
+    tensors = {}
+    for row in rows:
+        ours = state[row.ours].detach()
+        begin = 0
+        for name, shape in row.stored:
+            part = ours.t() if row.transposed else ours[begin : begin + shape[0]]
+            begin += shape[0]
+            assert tuple(part.shape) == shape, f"{name}: {tuple(part.shape)} is not {shape}"
+            tensors[name] = part.clone(memory_format=torch.contiguous_format)
+    return tensors
+
+
+def from_layout(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Settings, dict[str, Tensor]]:
+    """The tensors of a file and its config.json -> our settings and state dict. InputError where they do not fit."""
+    settings = settings_of(config)
+    check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, settings)
+    tensors = {canonical_name(name, settings): tensor for name, tensor in tensors.items()}
+    if settings.tie_embeddings and "lm_head.weight" in tensors:
+        (embedding, _), *_ = layout_rows(settings)[0].stored
+        if not torch.equal(tensors["lm_head.weight"], tensors[embedding]):
+            raise InputError(
+                "lm_head.weight differs from the embeddings, while the config says that they are tied",
+                where="config.json, tie_word_embeddings",
+                mend="set tie_word_embeddings to false",
+            )
+    state = {}
+    for row in layout_rows(settings):
+        parts = [tensors[name] for name, _ in row.stored]
+        if row.transposed:
+            state[row.ours] = parts[0].t().contiguous()
+        else:
+            state[row.ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return settings, state
+
+
+def canonical_name(name: str, settings: Settings) -> str:
+    """The name of a tensor as the layout has it: OpenAI's own gpt2 files leave the first word out."""
+    if (
+        isinstance(settings, GPTSettings)
+        and settings.layout == "gpt2"
+        and name.startswith(("wte.", "wpe.", "h.", "ln_f."))
+    ):
+        return f"transformer.{name}"
+    return name
+
+
+def is_buffer(name: str) -> bool:
+    """Tables that older files hold beside the weights, and that follow from the settings."""
+    return name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
+
+
+def check_shapes(found: Mapping[str, Shape], settings: Settings) -> None:
+    """Names and shapes of a file against what its config says; InputError names the first that does not fit."""
+    expected = layout_shapes(settings)
+    found = {canonical_name(name, settings): shape for name, shape in found.items() if not is_buffer(name)}
+    if settings.tie_embeddings and "lm_head.weight" in found:
+        expected["lm_head.weight"] = (settings.vocab_size, settings.d_model)
+    missing, unknown = [n for n in expected if n not in found], [n for n in found if n not in expected]
+    if missing or unknown:
+        counts = " and ".join(
+            f"{len(names)} {kind} (the first is {names[0]})"
+            for kind, names in (("missing", missing), ("not known", unknown))
+            if names
+        )
+        raise InputError(
+            f"the weights do not fit config.json: of {len(expected)} tensors {counts}",
+            mend="config.json and the weights must be of one model",
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise InputError(f"{name} has the shape {list(found[name])}, config.json makes it {list(shape)}")
+
+
+# --- config.json -------------------------------------------------------------------------------------------------
+
+
+def model_type_of(settings: Settings) -> str:
+    return "zhixing_lstm" if isinstance(settings, LSTMSettings) else settings.layout
+
+
+def config_of(
+    settings: Settings, tokenizer: TokenizerFacts, dtype: Literal["float32", "bfloat16", "float16"]
+) -> dict[str, Any]:
+    """config.json of a model. `zhixing` holds what is ours: other tools pass over it."""
+    model_type = model_type_of(settings)
+    config: dict[str, Any] = {"architectures": [ARCHITECTURES[model_type]], "model_type": model_type}
+    if isinstance(settings, LSTMSettings):
+        config |= {
+            "hidden_size": settings.d_model,
+            "num_hidden_layers": settings.n_layers,
+            "max_position_embeddings": settings.max_len,
+            "dropout": settings.dropout,
+        }
+    elif settings.layout == "gpt2":
+        config |= {
+            "n_embd": settings.d_model,
+            "n_layer": settings.n_layers,
+            "n_head": settings.n_heads,
+            "n_inner": settings.d_ff,
+            "n_positions": settings.max_len,
+            "n_ctx": settings.max_len,  # converters to GGUF read this one
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": settings.norm_eps,
+            "embd_pdrop": settings.dropout,
+            "attn_pdrop": settings.dropout,
+            "resid_pdrop": settings.dropout,
+            "scale_attn_weights": True,
+        }
+    else:
+        config |= {
+            "hidden_size": settings.d_model,
+            "num_hidden_layers": settings.n_layers,
+            "num_attention_heads": settings.n_heads,
+            "num_key_value_heads": settings.n_kv_heads,
+            "head_dim": settings.d_model // settings.n_heads,
+            "intermediate_size": settings.d_ff,
+            "max_position_embeddings": settings.max_len,
+            "hidden_act": "silu",
+            "rms_norm_eps": settings.norm_eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": settings.rope_theta},  # transformers 5
+            "rope_theta": settings.rope_theta,  # everybody else
+            "attention_bias": False,
+            "attention_dropout": settings.dropout,
+        }
+        config |= {"use_sliding_window": False} if settings.layout == "qwen3" else {"mlp_bias": False}
+    return config | {
+        "vocab_size": settings.vocab_size,
+        "tie_word_embeddings": settings.tie_embeddings,
+        "bos_token_id": tokenizer.eos_id,  # a document begins after the end of another
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+        "dtype": dtype,
+        "zhixing": {"tokenizer_fingerprint": tokenizer.fingerprint},
+    }
+
+
+# Keys whose value changes nothing in the arithmetic of a causal model.
+INERT_KEYS = frozenset(
+    {
+        *("_name_or_path", "architectures", "attn_pdrop", "attention_dropout", "bos_token_id"),
+        *("chunk_size_feed_forward", "dtype", "embd_pdrop", "eos_token_id", "gradient_checkpointing", "id2label"),
+        *("initializer_range", "is_decoder", "label2id", "max_window_layers", "output_attentions"),
+        *("output_hidden_states", "output_past", "pad_token_id", "problem_type", "resid_pdrop", "return_dict"),
+        *("reorder_and_upcast_attn", "summary_activation", "summary_first_dropout", "summary_proj_to_labels"),
+        *("summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class", "torch_dtype"),
+        *("transformers_version", "unk_token_id", "use_cache", "zhixing"),
+    }
+)
+
+# Keys whose value does change it, and the values that our models compute.
+ONLY_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "gpt2": {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    "llama": {
+        "hidden_act": ("silu", "swish"),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "pretraining_tp": (1,),
+        "rope_interleaved": (False,),
+        "rope_scaling": (None,),
+    },
+    "qwen3": {
+        "hidden_act": ("silu", "swish"),
+        "attention_bias": (False,),
+        "rope_scaling": (None,),
+        "use_sliding_window": (False,),
+        "sliding_window": (None,),
+    },
+    "zhixing_lstm": {},
+}
+
+MODERN_KEYS = frozenset(
+    {
+        *("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings", "rms_norm_eps"),
+        *("num_attention_heads", "num_key_value_heads", "head_dim", "rope_parameters", "rope_theta"),
+    }
+)
+
+# Keys that settings_of reads.
+READ_KEYS: dict[str, frozenset[str]] = {
+    "gpt2": frozenset({"n_embd", "n_layer", "n_head", "n_inner", "n_positions", "n_ctx", "layer_norm_epsilon"}),
+    "llama": MODERN_KEYS,
+    "qwen3": MODERN_KEYS | {"layer_types"},
+    "zhixing_lstm": frozenset({"hidden_size", "num_hidden_layers", "max_position_embeddings", "dropout"}),
+}
+
+# What no honest file of ours exceeds; a larger number would take memory before the weights could contradict it.
+LARGEST = {"n_layers": 4096, "max_len": 1 << 20, "other": 1 << 24}
+
+
+def settings_of(config: Mapping[str, Any]) -> Settings:
+    """Our settings from a config.json. An unknown key or model type, or a value that we do not compute: InputError."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise InputError(
+            f"the model type {model_type!r} is not known",
+            where="config.json, model_type",
+            mend=f"we read {', '.join(ARCHITECTURES)}",
+        )
+    _check_keys(config, model_type)
+    if model_type == "zhixing_lstm":
+        return LSTMSettings(
+            vocab_size=_size(config, "vocab_size"),
+            d_model=_size(config, "hidden_size"),
+            n_layers=_size(config, "num_hidden_layers", largest=LARGEST["n_layers"]),
+            max_len=_size(config, "max_position_embeddings", largest=LARGEST["max_len"]),
+            dropout=_number(config, "dropout", 0.0, below=1.0),
+            tie_embeddings=_flag(config, "tie_word_embeddings", default=True),
+        )
+    return _gpt2_settings(config) if model_type == "gpt2" else _modern_settings(config, model_type)
+
+
+def _check_keys(config: Mapping[str, Any], model_type: str) -> None:
+    known = INERT_KEYS | READ_KEYS[model_type] | ONLY_VALUES[model_type].keys()
+    known |= {"model_type", "vocab_size", "tie_word_embeddings"}
+    for key, value in config.items():
+        if key not in known:
+            raise InputError(
+                f"the key {key!r} is not known for the model type {model_type}",
+                where=f"config.json, {key}",
+                why="it may change what the model computes",
+                mend="where it does not, take it out of config.json",
+            )
+        allowed = ONLY_VALUES[model_type].get(key)
+        if allowed is not None and not any(value == a and type(value) is type(a) for a in allowed):
+            raise InputError(
+                f"{key} = {value!r} is not supported",
+                where=f"config.json, {key}",
+                mend="we compute " + " or ".join(repr(a) for a in allowed),
+            )
+
+
+def _gpt2_settings(config: Mapping[str, Any]) -> GPTSettings:
+    d_model, n_heads = _size(config, "n_embd"), _size(config, "n_head")
+    _divides(n_heads, d_model, "n_head", "n_embd")
+    max_len = _size(config, "n_positions", largest=LARGEST["max_len"])
+    if config.get("n_ctx", max_len) != max_len:
+        raise InputError(
+            f"n_ctx = {config['n_ctx']!r} differs from n_positions = {max_len}", where="config.json, n_ctx"
+        )
+    return GPTSettings(
+        layout="gpt2",
+        vocab_size=_size(config, "vocab_size"),
+        d_model=d_model,
+        n_layers=_size(config, "n_layer", largest=LARGEST["n_layers"]),
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        d_ff=4 * d_model if config.get("n_inner") is None else _size(config, "n_inner"),
+        max_len=max_len,
+        dropout=_number(config, "resid_pdrop", 0.1, below=1.0),
+        tie_embeddings=_flag(config, "tie_word_embeddings", default=True),
+        norm_eps=_number(config, "layer_norm_epsilon", 1e-5, below=1.0),
+    )
+
+
+def _modern_settings(config: Mapping[str, Any], model_type: str) -> GPTSettings:
+    d_model, n_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    n_kv_heads = n_heads if config.get("num_key_value_heads") is None else _size(config, "num_key_value_heads")
+    _divides(n_heads, d_model, "num_attention_heads", "hidden_size")
+    _divides(n_kv_heads, n_heads, "num_key_value_heads", "num_attention_heads")
+    implied = 128 if model_type == "qwen3" else d_model // n_heads  # transformers' own defaults
+    head_size = implied if config.get("head_dim") is None else _size(config, "head_dim")
+    if head_size != d_model // n_heads or head_size % 2:
+        raise InputError(
+            f"head_dim = {head_size} is not supported",
+            where="config.json, head_dim",
+            why=f"a head has hidden_size / num_attention_heads = {d_model // n_heads} channels here, an even number",
+        )
+    layer_types = config.get("layer_types")
+    if layer_types is not None and (
+        not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)
+    ):
+        raise InputError("layer_types other than full_attention are not supported", where="config.json, layer_types")
+    return GPTSettings(
+        layout="qwen3" if model_type == "qwen3" else "llama",
+        vocab_size=_size(config, "vocab_size"),
+        d_model=d_model,
+        n_layers=_size(config, "num_hidden_layers", largest=LARGEST["n_layers"]),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        d_ff=_size(config, "intermediate_size"),
+        max_len=_size(config, "max_position_embeddings", largest=LARGEST["max_len"]),
+        dropout=_number(config, "attention_dropout", 0.0, below=1.0),
+        tie_embeddings=_flag(config, "tie_word_embeddings", default=False),
+        rope_theta=_rope_theta(config),
+        norm_eps=_number(config, "rms_norm_eps", 1e-6, below=1.0),
+    )
+
+
+def _rope_theta(config: Mapping[str, Any]) -> float:
+    """From `rope_parameters` (transformers 5), `rope_theta` (before), or both where they agree."""
+    given = {}
+    if config.get("rope_theta") is not None:
+        given["rope_theta"] = _number(config, "rope_theta", 0.0, below=math.inf)
+    parameters = config.get("rope_parameters")
+    if parameters is not None:
+        if not isinstance(parameters, dict):
+            raise InputError("rope_parameters must be a table", where="config.json, rope_parameters")
+        for key, value in parameters.items():
+            if key not in ("rope_theta", "rope_type") or (key == "rope_type" and value != "default"):
+                raise InputError(
+                    f"rope_parameters.{key} = {value!r} is not supported",
+                    where=f"config.json, rope_parameters.{key}",
+                    mend="we compute rope_type 'default', without scaling",
+                )
+        if "rope_theta" in parameters:
+            given["rope_parameters.rope_theta"] = _number(parameters, "rope_theta", 0.0, below=math.inf)
+    values = set(given.values())
+    if len(values) > 1 or not all(value > 0 for value in values):
+        raise InputError(
+            f"the rope bases {given} cannot be used",
+            where="config.json, rope_theta",
+            why="they must agree, and be above 0",
+        )
+    return values.pop() if values else 10_000.0
+
+
+def _size(config: Mapping[str, Any], key: str, *, largest: int = LARGEST["other"]) -> int:
+    if key not in config:
+        raise InputError(f"config.json has no {key}", where=f"config.json, {key}")
+    value = config[key]
+    if type(value) is not int or not 0 < value <= largest:
+        raise InputError(
+            f"{key} = {value!r} cannot be used", where=f"config.json, {key}", mend=f"a whole number, 1 to {largest}"
+        )
+    return value
+
+
+def _number(config: Mapping[str, Any], key: str, default: float, *, below: float) -> float:
+    value = config.get(key, default)
+    if type(value) not in (int, float) or not 0 <= value < below:
+        raise InputError(
+            f"{key} = {value!r} cannot be used",
+            where=f"config.json, {key}",
+            mend=f"a number, at least 0 and below {below}",
+        )
+    return float(value)
+
+
+def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = config.get(key, default)
+    if type(value) is not bool:
+        raise InputError(f"{key} = {value!r} cannot be used", where=f"config.json, {key}", mend="true or false")
+    return value
+
+
+def _divides(part: int, whole: int, part_key: str, whole_key: str) -> None:
+    if whole % part:
+        raise InputError(
+            f"{whole_key} = {whole} is not divisible by {part_key} = {part}", where=f"config.json, {part_key}"
+        )
