@@ -81,6 +81,12 @@ TINY = (
 
 
 @pytest.fixture(scope="session")
+def tiny_settings() -> tuple[str, ...]:
+    """Settings of a model that trains in a second or two."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, english_text: str, chinese_text: str) -> Path:
     """A folder of 60 KB of text: English in four files, a little Chinese in one."""
     folder = tmp_path_factory.mktemp("tiny_text")

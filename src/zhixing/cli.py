@@ -7,6 +7,7 @@ is imported before a command needs it, so that `zhixing --help` answers at once.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -181,9 +182,9 @@ def train(
         str, typer.Argument(metavar="RECIPE_OR_FOLDER", help="A recipe's name or file, or a file or folder of text.")
     ],
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings, e.g. train.max_steps=200.")
+        list[str] | None, typer.Argument(metavar="key=value", help="Settings, e.g. train.max_steps=200.")
     ] = None,
-    out: Annotated[str | None, typer.Option(metavar="RUN", help="The folder to make; else runs/NAME-TIME.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="RUN", help="The folder to make; else runs/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out where it stopped.")] = False,
 ) -> None:
     """Train a model on text: a recipe, or any file or folder. Prints the run's folder."""
@@ -197,7 +198,7 @@ def train(
 @app.command()
 def generate(
     run: RunFolder,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to continue; - reads stdin.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to continue; - reads stdin.")],
     stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes (one prompt).")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 200,
     temperature: Annotated[
@@ -245,7 +246,7 @@ def generate(
     for text, completions in zip(texts, answers, strict=True):
         for number, completion in enumerate(completions, 1):
             if as_json or logprobs is not None:
-                _print_json({"prompt": text, **completion.to_dict()})
+                _print_json(dataclasses.asdict(completion))
                 continue
             if several:
                 say(f"--- {text!r}" + (f", {number} of {n}" if n > 1 else ""))
@@ -255,7 +256,7 @@ def generate(
 @app.command()
 def evaluate(
     run: RunFolder,
-    data: Annotated[str | None, typer.Argument(metavar="[DATA]", help="Text; else the run's own held-out.")] = None,
+    data: Annotated[str | None, typer.Argument(metavar="DATA", help="Text; else the run's own held-out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Measure a model on text: loss, perplexity, bits per byte, next-token accuracy."""
@@ -352,28 +353,30 @@ def tokenizer_train(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A file, a folder, or the name of a data set.")],
     out: Annotated[str, typer.Option(metavar="DIR", help="The folder to make.")],
     kind: Annotated[str, typer.Option(help="bpe, char or word.")] = "bpe",
-    vocab_size: Annotated[str, typer.Option(help="A number, or auto: grows with the text.")] = "auto",
+    vocab_size: Annotated[int | None, typer.Option(help="Else it grows with the text.")] = None,
 ) -> None:
-    """Train a tokenizer on text, and report what it does."""
-    from zhixing.run import train_tokenizer_command
+    """Train a tokenizer on text, and report what it does. Prints its folder."""
+    from zhixing.run import tokenizer_report_command, train_tokenizer_command
 
-    typer.echo(train_tokenizer_command(source, out, kind, vocab_size))
+    train_tokenizer_command(source, out, kind, vocab_size)
+    say(tokenizer_report_command(out, [source]))
+    typer.echo(out)
 
 
 @tokenizer_app.command("report")
 def tokenizer_report(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A run, a tokenizer folder or a tokenizer.json.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Text, files of it, or - for stdin.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help="Files, folders or names of data sets.")],
 ) -> None:
     """Bytes a token, coverage, English beside Chinese."""
     from zhixing.run import tokenizer_report_command
 
-    typer.echo(tokenizer_report_command(path, texts))
+    typer.echo(tokenizer_report_command(path, sources))
 
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Print this one.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Print this one.")] = None,
 ) -> None:
     """List the recipes that ship with the package, or print one to start your own from."""
     from zhixing.recipe import load_recipe, recipe_names
