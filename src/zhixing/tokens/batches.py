@@ -47,7 +47,9 @@ class PackedSequences:
             raise InputError(f"a sequence of {length} tokens cannot be", mend="take a length of at least 1")
         self.shards, self.length, self.seed = shards, length, seed
         self._size = -(-shards.n_tokens // length)
-        self._bytes = shards.token_sizes  # (V,) float64: UTF-8 bytes a token stands for
+        self._sizes = shards.token_sizes  # (V,) float64: UTF-8 bytes a token stands for
+        self.n_targets = shards.n_tokens  # an epoch
+        self.n_bytes = shards.n_bytes  # UTF-8 bytes of text that these targets stand for
 
     def __len__(self) -> int:
         return self._size
@@ -74,13 +76,15 @@ class PackedSequences:
             raise ValueError(f"expected windows within range({self._size}), got {count} from {first}")
         return self._cut(np.arange(first, min(first + count, self._size), dtype=np.int64))
 
-    def target_bytes(self, batch: Batch) -> float:
-        """UTF-8 bytes of text that the targets of a batch stand for; an end of document is 0 bytes.
+    def sequential_bytes(self, first: int, count: int) -> NDArray[np.int64]:
+        """UTF-8 bytes of text that the targets of each of these windows stand for, an end of document for 0.
 
-        Over `sequential(0, len)` it sums to `shards.n_bytes`, so bits per byte = loss sum / ln 2 / this.
+        Over all windows they sum to `n_bytes`, so bits per byte = nats / ln 2 / this. Where a vocabulary has
+        unknown words or characters, each counts as their mean size, and the sum is near `n_bytes`.
         """
-        targets = batch.targets.numpy()
-        return float(self._bytes[targets[targets != IGNORED]].sum())
+        targets = self.sequential(first, count).targets.numpy()  # (B, T)
+        sizes = np.where(targets == IGNORED, 0.0, self._sizes[np.maximum(targets, 0)])  # (B, T)
+        return np.rint(sizes.sum(axis=1)).astype(np.int64)
 
     def _cut(self, windows: NDArray[np.int64]) -> Batch:
         T = self.length

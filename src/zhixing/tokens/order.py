@@ -48,7 +48,7 @@ def permute(index: int, n: int, seed: int, epoch: int) -> int:
 
 def permute_array(indices: NDArray[np.int64], n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """`permute` of every element, as arrays: 1-d int64 in, 1-d int64 of the same length out."""
-    if indices.size and not (0 <= int(indices.min()) and int(indices.max()) < n):
+    if indices.size and (indices.min() < 0 or indices.max() >= n):
         raise ValueError(f"expected indices in range({n}), got {indices.min()}..{indices.max()}")
     a, b = (np.uint64(side) for side in _sides(n))
     keys = [np.uint64(key) for key in _round_keys(n, seed, epoch)]

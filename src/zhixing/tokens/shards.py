@@ -28,11 +28,10 @@ from numpy.typing import NDArray
 from zhixing.errors import InputError
 from zhixing.files import atomic_dir, verify_manifest
 from zhixing.progress import Progress
-from zhixing.tokens.tokenizer import Tokenizer
+from zhixing.tokens.tokenizer import Tokenizer, lone_surrogate
 
 INDEX = "index.json"
 SCHEMA = 1
-BATCH_CHARACTERS = 4_000_000  # encoded at once; bounds memory
 
 
 class Shards:
@@ -58,7 +57,7 @@ class Shards:
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         """Ids start .. start + count - 1 of the stream as an int64 copy, over the borders of files."""
-        if not (0 <= start and 0 <= count and start + count <= self.n_tokens):
+        if start < 0 or count < 0 or start + count > self.n_tokens:
             raise ValueError(f"expected tokens within range({self.n_tokens}), got {count} from {start}")
         ids = np.empty(count, np.int64)
         done = 0
@@ -132,26 +131,29 @@ def open_shards(out: Path | str, tokenizer: Tokenizer | None = None, *, verify: 
 
 def data_fingerprint(documents: Iterable[str]) -> str:
     """SHA-256 of all documents in order, each with its length, as 64 hex digits."""
-    digest = hashlib.sha256()
-    for document in documents:
-        _add_to_digest(digest, _utf8(document))
-    return digest.hexdigest()
+    text = _Digest()
+    for _ in text.watch(documents):
+        pass
+    return text.sha256.hexdigest()
 
 
-def _add_to_digest(digest: hashlib._Hash, data: bytes) -> None:
-    digest.update(len(data).to_bytes(8, "little"))
-    digest.update(data)
+class _Digest:
+    """Counts and hashes the documents that flow by."""
 
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self.n_bytes = 0
 
-def _utf8(document: str) -> bytes:
-    try:
-        return document.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            "a document holds a lone surrogate, which is no character",
-            where=f"character {error.start}",
-            mend="remove it from the text",
-        ) from None
+    def watch(self, documents: Iterable[str]) -> Iterator[str]:
+        for document in documents:
+            try:
+                data = document.encode()
+            except UnicodeEncodeError as error:
+                raise lone_surrogate(error) from None
+            self.n_bytes += len(data)
+            self.sha256.update(len(data).to_bytes(8, "little"))
+            self.sha256.update(data)
+            yield document
 
 
 def _write(documents: Iterable[str], tokenizer: Tokenizer, folder: Path, shard_tokens: int) -> dict[str, Any]:
@@ -159,66 +161,44 @@ def _write(documents: Iterable[str], tokenizer: Tokenizer, folder: Path, shard_t
     if shard_tokens < 1:
         raise ValueError(f"expected shard_tokens >= 1, got {shard_tokens}")
     dtype = np.dtype("<u2" if tokenizer.vocab_size < 65536 else "<u4")
-    eos = np.array([tokenizer.eos_id], dtype)
-    digest = hashlib.sha256()
-    files: list[int] = []  # tokens in each file
-    starts = array("q", [0])
-    n_bytes = 0
-    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    ends = array("q")  # where each document ends in the stream, its eos included
+    sizes = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], "<f8")
+    n_unknown, known_bytes = 0, 0.0
+    text = _Digest()
     with Progress("tokens", unit="B") as progress, _Files(folder, shard_tokens) as stream:
-        for batch in _batches(documents):
-            for document in batch:
-                data = _utf8(document)
-                n_bytes += len(data)
-                _add_to_digest(digest, data)
-            for ids in tokenizer.encode_batch(batch):
-                tokens = np.concatenate([np.array(ids, dtype), eos])
-                counts += np.bincount(tokens, minlength=len(counts))
-                stream.write(tokens)
-                starts.append(starts[-1] + len(tokens))
-            progress.update(n_bytes)
-        files = stream.sizes
-    if not n_bytes:
+        for ids, last in tokenizer.encode_stream(text.watch(documents)):
+            tokens = np.array([*ids, tokenizer.eos_id] if last else ids, dtype)
+            if tokenizer.unk_id is not None:
+                unknown = tokens == tokenizer.unk_id
+                n_unknown += int(unknown.sum())
+                known_bytes += float(sizes[tokens[~unknown]].sum())
+            stream.write(tokens)
+            if last:
+                ends.append(stream.n_tokens)
+            progress.update(text.n_bytes)
+    if not text.n_bytes:
         raise InputError("there is no text", mend="name a file or folder that holds some")
-    np.array(starts, "<i8").tofile(folder / "documents.bin")
-    _token_sizes(tokenizer, counts, n_bytes).tofile(folder / "token_sizes.bin")
+    np.array([0, *ends], "<i8").tofile(folder / "documents.bin")
+    if n_unknown:  # an unknown piece counts as the mean of all of them
+        sizes[tokenizer.unk_id] = (text.n_bytes - known_bytes) / n_unknown
+    sizes.tofile(folder / "token_sizes.bin")
     return {
         "schema": SCHEMA,
         "dtype": dtype.name,
-        "n_tokens": starts[-1],
-        "n_documents": len(starts) - 1,
-        "n_bytes": n_bytes,
+        "n_tokens": stream.n_tokens,
+        "n_documents": len(ends),
+        "n_bytes": text.n_bytes,
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,
         "pad_id": tokenizer.pad_id,
         "tokenizer": tokenizer.fingerprint(),
-        "data": digest.hexdigest(),
-        "shards": [{"file": f"{number:05d}.bin", "tokens": size} for number, size in enumerate(files)],
+        "data": text.sha256.hexdigest(),
+        "shards": [{"file": _name(number), "tokens": size} for number, size in enumerate(stream.sizes)],
     }
 
 
-def _token_sizes(tokenizer: Tokenizer, counts: NDArray[np.int64], n_bytes: int) -> NDArray[np.float64]:
-    """UTF-8 bytes each id stands for; an unknown piece, where there are any, gets the mean of all of them."""
-    sizes = np.array([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)], "<f8")
-    if tokenizer.unk_id is not None:
-        sizes[tokenizer.unk_id] = 0
-        if counts[tokenizer.unk_id]:
-            sizes[tokenizer.unk_id] = (n_bytes - float(sizes @ counts)) / int(counts[tokenizer.unk_id])
-    return sizes
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of documents, each of about BATCH_CHARACTERS."""
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document) + 1
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _name(number: int) -> str:
+    return f"{number:05d}.bin"
 
 
 class _Files:
@@ -226,14 +206,16 @@ class _Files:
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit = folder, limit
-        self.sizes: list[int] = []
+        self.sizes: list[int] = []  # ids in each file
+        self.n_tokens = 0
         self._file: Any = None
 
     def write(self, tokens: NDArray[Any]) -> None:
+        self.n_tokens += len(tokens)
         while len(tokens):
             if not self.sizes or self.sizes[-1] == self.limit:
                 self._close()
-                self._file = (self.folder / f"{len(self.sizes):05d}.bin").open("wb")
+                self._file = (self.folder / _name(len(self.sizes))).open("wb")
                 self.sizes.append(0)
             part = tokens[: self.limit - self.sizes[-1]]
             self._file.write(part.tobytes())

@@ -19,7 +19,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,8 @@ MAX_UNIQUE = 6_000_000  # bytes of different words that BPE holds (about 110 byt
 BLOCK = 1 << 16  # characters: what the sample consists of
 MAX_RUN = 16  # characters: longer runs of one kind are cut for training, else 5 MB of Chinese were one word
 MAX_TOKEN = 48  # bytes of one token, 16 Chinese characters
-MAX_PIECE = 1 << 18  # characters encoded at once; bounds memory on one document of 1 GB
+MAX_PIECE = 1 << 18  # characters of a document that are encoded as one
+BATCH = 1 << 21  # characters given to all cores together, about 200 MB of memory
 
 # A word with inner apostrophes; one character of a script without spaces; one space; one of anything else.
 WORDS = (
@@ -87,17 +88,39 @@ class Tokenizer:
         """Ids of `text`, no special token among them, whatever the text says."""
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """Ids of each text; encoded in parallel on all cores, one long text too."""
-        pieces = [piece for text in texts for piece in _pieces(text)]
+        found: list[list[int]] = [[]]
+        for ids, last in self.encode_stream(texts):
+            found[-1] += ids
+            if last:
+                found.append([])
+        return found[:-1]
+
+    def encode_stream(self, texts: Iterable[str]) -> Iterator[tuple[list[int], bool]]:
+        """Ids of each text in one part or, if it is long, several, and whether it ends with this part.
+
+        Memory is bounded by BATCH characters, whatever the texts' lengths.
+        """
+        batch: list[str] = []
+        lasts: list[bool] = []
+        size = 0
+        for text in texts:
+            pieces = _pieces(text)
+            for number, piece in enumerate(pieces, 1):
+                batch.append(piece)
+                lasts.append(number == len(pieces))
+                size += len(piece) + 16  # so that a batch of empty texts ends too
+                if size >= BATCH:
+                    yield from zip(self._encode_pieces(batch), lasts, strict=True)
+                    batch, lasts, size = [], [], 0
+        yield from zip(self._encode_pieces(batch), lasts, strict=True)
+
+    def _encode_pieces(self, pieces: list[str]) -> list[list[int]]:
         try:
-            encodings = self._inner.encode_batch_fast(pieces, add_special_tokens=False)
+            return [encoding.ids for encoding in self._inner.encode_batch_fast(pieces, add_special_tokens=False)]
         except UnicodeEncodeError as error:
-            raise InputError("the text holds a lone surrogate, which is no character", why=str(error)) from None
-        if len(pieces) == len(texts):
-            return [encoding.ids for encoding in encodings]
-        parts = iter(encodings)
-        return [[i for _ in _pieces(text) for i in next(parts).ids] for text in texts]
+            raise lone_surrogate(error) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Special tokens stand for no text; broken UTF-8 becomes U+FFFD, as in Python's decoder.
@@ -246,19 +269,15 @@ def train_tokenizer(documents: Iterable[str], kind: Kind, vocab_size: int) -> To
             why="256 bytes and 2 special tokens make 258" if kind == "bpe" else "3 special tokens and 1 piece make 4",
             mend=f"take at least {least}",
         )
-    specials = [EOS, PAD] if kind == "bpe" else [EOS, PAD, UNK]
     try:
-        if kind == "char":
-            inner = _learn_characters(documents, vocab_size, specials)
+        if kind == "bpe":
+            inner = _learn_bpe(_sample(documents), vocab_size, [EOS, PAD])
+        elif kind == "word":
+            inner = _learn_words(_sample(documents), vocab_size, [EOS, PAD, UNK])
         else:
-            blocks = _sample(documents)
-            inner = (
-                _learn_bpe(blocks, vocab_size, specials)
-                if kind == "bpe"
-                else _learn_words(blocks, vocab_size, specials)
-            )
+            inner = _learn_characters(documents, vocab_size, [EOS, PAD, UNK])
     except UnicodeEncodeError as error:
-        raise InputError("the text holds a lone surrogate, which is no character", why=str(error)) from None
+        raise lone_surrogate(error) from None
     return Tokenizer(inner, EOS, PAD, None if kind == "bpe" else UNK)
 
 
@@ -342,7 +361,7 @@ def _few_words(blocks: list[str]) -> Iterator[str]:
     for block in blocks:
         pieces = _cut_runs(block)
         if 4 * total > MAX_UNIQUE:  # else it cannot be reached
-            new = {word for piece in pieces for word in WORD.findall(piece)} - seen
+            new = {word for piece in pieces for word in _WORD.findall(piece)} - seen
             seen |= new
             unique += sum(len(word.encode()) for word in new)
         yield from pieces
@@ -350,7 +369,7 @@ def _few_words(blocks: list[str]) -> Iterator[str]:
             return
 
 
-WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?[^\w\s]+|\s+")  # nearly GPT-2's expression, good enough to count by
+_WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\w\s]|_)+|\s+")  # nearly GPT-2's expression, good enough to count by
 _RUN = re.compile(
     rf"[^\W\d_]{{{MAX_RUN + 1},}}|\d{{{MAX_RUN + 1},}}|(?:[^\w\s]|_){{{MAX_RUN + 1},}}|\s{{{MAX_RUN + 1},}}"
 )
@@ -365,8 +384,8 @@ def _cut_runs(text: str) -> list[str]:
 
 
 # Places where GPT-2's expression, Qwen's, Llama 3's and WORDS all begin a new word whatever follows and precedes:
-# before a space after a non-blank; after a single newline between non-blanks; before CJK punctuation after Han.
-_SEAM = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=\S)|(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
+# before a space after a non-blank; after a single newline before a word; before CJK punctuation after Han.
+_SEAM = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=\w)|(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
 
 
 def _pieces(text: str) -> list[str]:
@@ -384,6 +403,14 @@ def _pieces(text: str) -> list[str]:
         pieces.append(text[start:stop])
         start = stop
     return [*pieces, text[start:]]
+
+
+def lone_surrogate(error: UnicodeEncodeError) -> InputError:
+    return InputError(
+        "the text holds a lone surrogate, which is no character",
+        where=f"character {error.start}: {error.object[error.start]!r}",
+        mend="remove it; it comes from text that was cut or decoded wrongly",
+    )
 
 
 def _no_text() -> InputError:
