@@ -454,6 +454,55 @@ def test_export_writes_whole_or_not_at_all(run: Path, tmp_path: Path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
+def test_any_value_in_a_config_is_refused_or_works() -> None:
+    """Every key of every layout with values of every kind: settings or an InputError, nothing else."""
+    odd = [None, True, 0, -1, 1, 7, 10**30, 0.5, -1e400, float("nan"), "", "x", [], [1], {}, {"rope_theta": "x"}]
+    refused = 0
+    for settings in (*(settings_for(layout, 50) for layout in LAYOUTS), LSTMSettings(vocab_size=50)):
+        config = config_of(settings, TokenizerFacts(0, 0, ""), "float32")
+        for key in config:
+            for value in odd:
+                try:
+                    settings_of(config | {key: value})
+                except InputError:
+                    refused += 1
+    assert refused > 1000
+
+
+def test_every_flipped_bit_of_an_export_is_seen(run: Path, tmp_path: Path) -> None:
+    export_model(run, tmp_path / "out")
+    generator = torch.Generator().manual_seed(5)
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "MANIFEST.json"):
+        file = tmp_path / "out" / name
+        sound = file.read_bytes()
+        for place in torch.randint(8 * len(sound), (12,), generator=generator).tolist():
+            flipped = bytearray(sound)
+            flipped[place // 8] ^= 1 << place % 8
+            file.write_bytes(flipped)
+            with pytest.raises(InputError):
+                read_model_directory(tmp_path / "out")
+        file.write_bytes(sound)
+    read_model_directory(tmp_path / "out")
+
+
+def test_crafted_headers_end_in_an_input_error(run: Path, tokenizer: Tokenizer) -> None:
+    """Without a manifest nothing vouches for the weights: a bit of the header flipped is an error or changes nothing."""
+    write_model_directory(run, our_model("llama", tokenizer.vocab_size), tokenizer)
+    file = run / "model.safetensors"
+    sound = file.read_bytes()
+    header = 8 + struct.unpack("<Q", sound[:8])[0]
+    seen = 0
+    for place in torch.randint(8 * header, (150,), generator=torch.Generator().manual_seed(6)).tolist():
+        flipped = bytearray(sound)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        try:
+            read_model_directory(run)
+        except InputError:
+            seen += 1
+    assert seen > 140
+
+
 # --- small parts -------------------------------------------------------------------------------------------------
 
 

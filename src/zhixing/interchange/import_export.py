@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +104,7 @@ def cut_vocabulary(
 def _write_checked(
     out: Path, model: Model, tokenizer: Tokenizer, dtype: Dtype, max_shard_size: int | str | None, *, rows_cut: int
 ) -> CheckReport:
-    if out.exists():
+    if os.path.lexists(out):
         raise InputError(f"{str(out)!r} exists", why="nothing is ever written over", mend="give a new folder")
     facts = {"kind": "model", "tokenizer_fingerprint": tokenizer.fingerprint()}
     with Progress("writing and checking", 3) as progress, atomic_dir(out, facts) as folder:
@@ -153,11 +154,14 @@ def check_with_transformers(
     to there.
     """
     transformers: Any = importlib.import_module("transformers")
-    with _quiet(transformers):
-        theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
-        their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        with _quiet(transformers):
+            theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
+            their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises OSError, ValueError, KeyError and others
+        raise RuntimeError(f"transformers {transformers.__version__} cannot load the directory") from error
     odd = {kind: sorted(names) for kind, names in loading.items() if names}
     if odd:
         raise RuntimeError(f"transformers does not find the weights that it expects: {odd}")
@@ -169,7 +173,7 @@ def check_with_transformers(
         their_ids = their_tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if their_ids != ids:
             raise RuntimeError(f"transformers gives {prompt!r} the ids {their_ids}, we {ids}")
-        ids = ids[: max(1, longest)]
+        ids = ids[: max(1, longest)] or [tokenizer.eos_id]
         new_ids = greedy(model, ids, min(NEW_TOKENS, model.settings.max_len - len(ids)))
         both = torch.tensor([ids + new_ids])
         ours = model.logits(model(both))[0]  # (T, V)

@@ -7,7 +7,8 @@ above `max_shard_size` are cut into `model-00001-of-0000N.safetensors` and an in
 
 Writing: every file appears whole or not at all, config.json last, so that a folder with a config.json is complete.
 Reading: only JSON and safetensors; the config and the headers of the weights must agree before a weight is read, so a
-crafted size takes no memory, and a tokenizer of another run is refused by its fingerprint.
+crafted size takes no memory; where there is a MANIFEST.json the files must be as it says, so a flipped bit is seen; and
+a tokenizer of another run is refused by its fingerprint.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from zhixing.errors import InputError
-from zhixing.files import atomic_write, fsync_path, temporary_beside
+from zhixing.files import MANIFEST, atomic_write, fsync_path, read_manifest, sha256_file, temporary_beside
 from zhixing.interchange.transformers_layout import (
     DTYPES,
     Settings,
@@ -69,6 +70,7 @@ def write_model_directory(
 ) -> None:
     """Write the model directory's files into `folder`, which may hold others and earlier ones of the same names.
 
+    The caller writes the manifest, last; one from before is removed.
     The model's own dtype does not matter: the files hold `dtype`. `max_shard_size` is in bytes of tensors, or text
     such as "200MB"; 5 GB if not given. OSError where the disk refuses.
     """
@@ -78,6 +80,7 @@ def write_model_directory(
     check_vocabulary(settings, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # until the new one stands the folder is no model
+    (folder / MANIFEST).unlink(missing_ok=True)  # it speaks of the files before
     if isinstance(settings, GPTSettings):
         tokenizer.save(folder, model_max_length=settings.max_len)
     else:
@@ -190,6 +193,7 @@ def read_weights(folder: Path) -> tuple[Settings, dict[str, Tensor], dict[str, A
         places = _weight_files(folder)
         headers = {name: shape for file, names in places.items() for name, shape in _header(file, names).items()}
         check_shapes(headers, settings)
+        _check_manifest(folder, [folder / CONFIG, folder / "tokenizer.json", *places])
         tensors: dict[str, Tensor] = {}
         for file in places:
             tensors |= {name: t for name, t in _tensors(file).items() if name in headers}
@@ -259,6 +263,28 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
             mend="ask its author for safetensors; if you trust it, load it with transformers and save_pretrained it",
         )
     raise InputError(f"there is no {WEIGHTS}", where=str(folder))
+
+
+def _check_manifest(folder: Path, files: list[Path]) -> None:
+    """Where the folder has a manifest: these files have the size and SHA-256 that it lists. Others are not looked at."""
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        listed = read_manifest(folder)["files"]
+    except ValueError as error:
+        raise InputError("the manifest cannot be used", where=str(folder), why=str(error)) from None
+    for file in files:
+        entry = listed.get(file.name)
+        if isinstance(entry, dict) and (file.stat().st_size, sha256_file(file)) != (
+            entry.get("size"),
+            entry.get("sha256"),
+        ):
+            raise InputError(
+                f"{file.name} is not as {MANIFEST} says",
+                where=str(folder),
+                why="it is damaged, or was changed since",
+                mend=f"take a sound copy; if the change was meant, delete {MANIFEST}",
+            )
 
 
 def _header(file: Path, names: set[str] | None) -> dict[str, Shape]:

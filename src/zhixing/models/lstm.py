@@ -113,6 +113,8 @@ class LSTMState:
 class LSTM(nn.Module):
     """Hidden states from ids; `logits` turns hidden states into scores of the next token."""
 
+    context_length = None  # it forgets instead of filling up: decoding may go on beyond max_len
+
     def __init__(self, settings: LSTMSettings, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.settings = settings
@@ -202,3 +204,7 @@ class LSTM(nn.Module):
         state.c = torch.where(some, c, state.c)
         state.lengths = state.lengths + n_new
         return hidden
+
+    def for_decoding(self) -> LSTM:
+        """The form that decoding uses: the model itself."""
+        return self
