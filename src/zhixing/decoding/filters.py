@@ -1,0 +1,95 @@
+"""What changes the scores of the next token before one is chosen, as pure functions.
+
+Each takes logits (B, V) fp32 and returns new ones; what is filtered out becomes -inf, and at least one token always
+stays. They are applied in the order of Hugging Face's generate: repetition penalty, forbidden ends, temperature, top-k,
+top-p, min-p. p below is softmax(logits) of the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zhixing.decoding.settings import DecodingSettings
+
+_NEVER = float("-inf")
+
+
+def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """z_i / penalty if z_i > 0 else z_i * penalty, for the tokens i that the row holds already.
+
+    Keskar et al. 2019 (CTRL), section 4.1, with the two cases that make a penalty above 1 lower a negative score too.
+    seen (B, V) bool: True for the tokens of the row's own prompt and output.
+    """
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def forbidden(logits: Tensor, rows: Sequence[int], ids: Sequence[int]) -> Tensor:
+    """-inf for the given ids in the given rows: no end of text before min_new_tokens."""
+    if not rows or not ids:
+        return logits
+    logits = logits.clone()
+    logits[torch.tensor(rows)[:, None], torch.tensor(ids)] = _NEVER
+    return logits
+
+
+def temperature(logits: Tensor, value: float) -> Tensor:
+    """(z - max z) / temperature: p_i becomes p_i^(1 / temperature), normed again (Ackley, Hinton & Sejnowski 1985).
+
+    The greatest score is taken off first, which softmax does not see, so that a small temperature cannot overflow.
+    """
+    return (logits - logits.amax(dim=-1, keepdim=True)) / value
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """Only the k greatest (Fan, Lewis & Dauphin 2018, section 5.1); what equals the k-th stays too."""
+    if k >= logits.shape[-1]:
+        return logits
+    least = logits.topk(k, dim=-1).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < least, _NEVER)
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """The smallest set of most probable tokens whose probabilities add up to p (Holtzman et al. 2020, eq. 2).
+
+    A token stays if all more probable ones together have less than p; what equals the last of the set stays too. For
+    example p = (0.5, 0.3, 0.2): 0.6 keeps two, 0.5 keeps one.
+
+    Sorting a vocabulary of 16,384 takes longer than a step of a small model, and the set is mostly small: so the 128
+    greatest are looked at first, and more only if they do not reach p.
+    """
+    if p >= 1:
+        return logits
+    probabilities = logits.softmax(dim=-1)  # (B, V)
+    size, count = logits.shape[-1], 128
+    while True:
+        greatest = probabilities.topk(min(count, size), dim=-1).values  # (B, k), falling
+        mass = greatest.cumsum(dim=-1, dtype=torch.float64)
+        if count >= size or bool((mass[:, -1] >= p).all()):
+            break
+        count *= 8
+    kept = (mass - greatest < p).sum(dim=-1, keepdim=True).clamp(min=1)  # (B, 1), how many stay
+    least = greatest.gather(-1, kept - 1)  # (B, 1)
+    return logits.masked_fill(probabilities < least, _NEVER)
+
+
+def min_p(logits: Tensor, p: float) -> Tensor:
+    """Only tokens with p_i >= p * max p (Nguyen et al. 2024, section 3)."""
+    if p <= 0:
+        return logits
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), _NEVER)
+
+
+def filtered(logits: Tensor, settings: DecodingSettings) -> Tensor:
+    """Temperature, top-k, top-p and min-p of the settings, in that order: logits (B, V) to sample from."""
+    logits = temperature(logits, settings.temperature)
+    if settings.top_k > 0:
+        logits = top_k(logits, settings.top_k)
+    if settings.top_p < 1:
+        logits = top_p(logits, settings.top_p)
+    if settings.min_p > 0:
+        logits = min_p(logits, settings.min_p)
+    return logits

@@ -1,0 +1,75 @@
+"""What decoding asks of a model, and nothing more: the one protocol of GPT, LSTM and whatever comes later.
+
+A model makes a state, steps it, and the state's rows can be picked, repeated, dropped and joined. A key-value cache and
+an LSTM's (h, c) are both state; decoding never looks inside one.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, Self, TypeVar
+
+from torch import Tensor
+
+
+class State(Protocol):
+    """What a model remembers of some rows between steps."""
+
+    lengths: Tensor  # (B,) int64, tokens seen
+
+    def select(self, rows: Tensor) -> Self:
+        """The given rows (int64) in that order; a row may come twice or not at all."""
+        ...
+
+    def append(self, other: Self) -> Self:
+        """This state's rows, then the other's."""
+        ...
+
+
+class Sizes(Protocol):
+    """The two numbers of a model's settings that decoding needs."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_len(self) -> int: ...
+
+
+S = TypeVar("S", bound=State)
+
+
+class LanguageModel(Protocol[S]):
+    """A model that predicts the next token. B rows, T new tokens, D d_model, V vocab_size."""
+
+    training: bool
+
+    @property
+    def settings(self) -> Sizes: ...
+
+    def train(self, mode: bool = True) -> object: ...
+
+    def head(self) -> Tensor:
+        """The weight (V, D) that turns hidden states into logits."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) -> (..., V) fp32."""
+        ...
+
+    def new_state(self, rows: int, max_len: int) -> S:
+        """A state of `rows` rows that have seen nothing and will see at most `max_len` tokens."""
+        ...
+
+    def step(self, ids: Tensor, n_new: Tensor, state: S) -> Tensor:
+        """ids (B, T) right-padded, row b has n_new[b] real ones -> hidden (B, T, D); the state moves on in place."""
+        ...
+
+
+def context_length(model: LanguageModel[S]) -> int | None:
+    """The most tokens, prompt and output together, that a row may hold; None if there is no such limit.
+
+    It is `settings.max_len`, unless the model has a `context_length` of its own: an LSTM, which forgets instead of
+    filling up, may say None.
+    """
+    limit: int | None = getattr(model, "context_length", model.settings.max_len)
+    return limit

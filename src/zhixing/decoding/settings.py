@@ -1,0 +1,105 @@
+"""How to write: everything that decides which tokens come after a prompt, in one frozen dataclass.
+
+The names are those of Hugging Face's GenerationConfig where the thing is the same; `n` is its num_return_sequences, and
+a temperature of 0 its do_sample=False.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NoReturn
+
+from zhixing.errors import InputError
+
+MOST_SAMPLES = 1024  # of one prompt in one call: each is a row of the batch
+LEAST_TEMPERATURE = 1e-5  # below, a division by it leaves fp32; 0 itself is greedy
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """Greedy search by default; a temperature above 0 samples, num_beams above 1 searches."""
+
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0  # no end of text, and no stop string, before that many tokens
+    temperature: float = 0.0  # 0: the most probable token, whatever the filters below say
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0  # 1: all
+    min_p: float = 0.0  # 0: all
+    repetition_penalty: float = 1.0  # 1: none; above 1 speaks against what prompt and output hold already
+    stop: tuple[str, ...] = ()  # the text ends before the first of these; a list will do
+    n: int = 1  # completions of each prompt
+    seed: int | None = 0  # same seed, prompt and settings: same text, alone or in a batch; None: by chance
+    num_beams: int = 1  # above 1: beam search, which temperature and filters have no part in
+    length_penalty: float = 1.0  # score of a beam = sum of log-probabilities / length ** length_penalty
+    early_stopping: bool = False  # beams: stop when num_beams have ended; False: when nothing better can come (exact)
+    logprobs: int | None = None  # log-probability of each token, and of so many most probable ones; None: none
+    eos_ids: tuple[int, ...] | None = None  # tokens that end a text; None: the tokenizer's own, (): none
+
+    def __post_init__(self) -> None:
+        for name in ("stop", "eos_ids"):  # lists come from JSON and from the command line
+            value = getattr(self, name)
+            if isinstance(value, list | set | frozenset):
+                object.__setattr__(self, name, tuple(value))
+
+    def check(self) -> None:
+        """InputError for anything that cannot be used: wrong types, NaN, impossible values and combinations."""
+        for name, least, most in (
+            ("max_new_tokens", 1, None),
+            ("min_new_tokens", 0, self.max_new_tokens),
+            ("top_k", 0, None),
+            ("n", 1, MOST_SAMPLES),
+            ("seed", None, None),
+            ("num_beams", 1, MOST_SAMPLES),
+            ("logprobs", 0, None),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("logprobs", "seed"):
+                continue
+            if type(value) is not int:
+                _refuse(name, value, "it takes a whole number")
+            if least is not None and value < least:
+                _refuse(name, value, f"the least possible value is {least}")
+            if most is not None and value > most:
+                limit = "max_new_tokens is" if name == "min_new_tokens" else "the greatest possible value is"
+                _refuse(name, value, f"{limit} {most}")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not math.isfinite(value):
+                _refuse(name, value, "it takes a finite number")
+        if self.temperature != 0 and self.temperature < LEAST_TEMPERATURE:
+            why = f"it takes 0 (greedy) or a number of at least {LEAST_TEMPERATURE}"
+            _refuse(
+                "temperature", self.temperature, why, "0 takes the most probable token, 1 samples as the model says"
+            )
+        if not 0 < self.top_p <= 1:
+            _refuse("top_p", self.top_p, "it takes a number above 0 and up to 1", "1 leaves every token in")
+        if not 0 <= self.min_p <= 1:
+            _refuse("min_p", self.min_p, "it takes a number from 0 to 1", "0 leaves every token in")
+        if self.repetition_penalty <= 0:
+            _refuse("repetition_penalty", self.repetition_penalty, "it must be above 0", "1 changes nothing")
+        if type(self.early_stopping) is not bool:
+            _refuse("early_stopping", self.early_stopping, "it takes true or false")
+        stop: object = self.stop
+        if not isinstance(stop, tuple) or not all(isinstance(string, str) and string for string in stop):
+            _refuse("stop", stop, "it takes a list of strings that are not empty")
+        ends: object = () if self.eos_ids is None else self.eos_ids
+        if not isinstance(ends, tuple) or not all(type(i) is int and i >= 0 for i in ends):
+            _refuse("eos_ids", ends, "it takes a list of token ids")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.num_beams > 1:
+            if self.n > self.num_beams:
+                _refuse("n", self.n, f"beam search finds num_beams = {self.num_beams}", f"set num_beams = {self.n}")
+            for name, neutral in (("repetition_penalty", 1.0), ("stop", ())):
+                if getattr(self, name) != neutral:
+                    why = f"with num_beams = {self.num_beams} the model's own log-probabilities decide alone"
+                    _refuse(name, getattr(self, name), why, f"leave {name} out, or set num_beams = 1")
+        elif self.n > 1 and self.temperature == 0:
+            why = "with temperature 0 all completions of a prompt are the same"
+            _refuse("n", self.n, why, f"set a temperature, for example 0.8, or num_beams = {self.n}")
+
+
+def _refuse(name: str, value: object, why: str, mend: str = "") -> NoReturn:
+    raise InputError(f"{name} = {value!r} cannot be used", why=why, mend=mend)
