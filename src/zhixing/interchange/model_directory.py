@@ -49,6 +49,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+JSON_FILES = (CONFIG, "tokenizer.json", "tokenizer_config.json")
 JSON_LIMIT = 64 << 20  # bytes; a longer config or index is not read
 STORED_DTYPES = ("F32", "BF16", "F16")
 
@@ -193,7 +194,7 @@ def read_weights(folder: Path) -> tuple[Settings, dict[str, Tensor], dict[str, A
         places = _weight_files(folder)
         headers = {name: shape for file, names in places.items() for name, shape in _header(file, names).items()}
         check_shapes(headers, settings)
-        _check_manifest(folder, [folder / CONFIG, folder / "tokenizer.json", *places])
+        _check_manifest(folder, [*(folder / name for name in JSON_FILES), *places])
         tensors: dict[str, Tensor] = {}
         for file in places:
             tensors |= {name: t for name, t in _tensors(file).items() if name in headers}
@@ -266,7 +267,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
 
 
 def _check_manifest(folder: Path, files: list[Path]) -> None:
-    """Where the folder has a manifest: these files have the size and SHA-256 that it lists. Others are not looked at."""
+    """Where the folder has a manifest: those of these files that it lists have its size and SHA-256."""
     if not (folder / MANIFEST).is_file():
         return
     try:
@@ -275,10 +276,10 @@ def _check_manifest(folder: Path, files: list[Path]) -> None:
         raise InputError("the manifest cannot be used", where=str(folder), why=str(error)) from None
     for file in files:
         entry = listed.get(file.name)
-        if isinstance(entry, dict) and (file.stat().st_size, sha256_file(file)) != (
-            entry.get("size"),
-            entry.get("sha256"),
-        ):
+        if not isinstance(entry, dict):
+            continue
+        expected = (entry.get("size"), entry.get("sha256"))
+        if not file.is_file() or (file.stat().st_size, sha256_file(file)) != expected:
             raise InputError(
                 f"{file.name} is not as {MANIFEST} says",
                 where=str(folder),
