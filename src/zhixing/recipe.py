@@ -270,7 +270,7 @@ def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
         if typing.get_origin(option) is Literal:
             if any(value == choice and type(value) is type(choice) for choice in typing.get_args(option)):
                 return value
-        elif option is list[str]:
+        elif option == list[str]:
             if isinstance(value, list) and all(isinstance(v, str) for v in value):
                 return value
         elif option is float and type(value) in (int, float):
