@@ -31,7 +31,7 @@ MOST_ROWS = 16  # beyond it the products are large enough for torch's own
 Array = Any  # np.ndarray of float32 inside compiled code
 
 
-@njit(fastmath=FAST, inline="always", cache=True)
+@njit(fastmath=FAST, cache=True)
 def _dot_4x4(w: Array, n: int, x: Array, b: int, y: Array) -> None:
     """Rows n..n+3 of w times rows b..b+3 of x: each number loaded is used four times."""
     w0, w1, w2, w3 = w[n], w[n + 1], w[n + 2], w[n + 3]
@@ -64,7 +64,7 @@ def _dot_4x4(w: Array, n: int, x: Array, b: int, y: Array) -> None:
     y[b + 3, n], y[b + 3, n + 1], y[b + 3, n + 2], y[b + 3, n + 3] = a03, a13, a23, a33
 
 
-@njit(fastmath=FAST, inline="always", cache=True)
+@njit(fastmath=FAST, cache=True)
 def _dot_4x1(w: Array, n: int, x: Array, b: int, y: Array) -> None:
     """Rows n..n+3 of w times row b of x."""
     w0, w1, w2, w3, x0 = w[n], w[n + 1], w[n + 2], w[n + 3], x[b]
@@ -78,27 +78,36 @@ def _dot_4x1(w: Array, n: int, x: Array, b: int, y: Array) -> None:
     y[b, n], y[b, n + 1], y[b, n + 2], y[b, n + 3] = a0, a1, a2, a3
 
 
-@njit(fastmath=FAST, parallel=True, cache=True)
+@njit(fastmath=FAST, cache=True)
+def _matmul_rows(w: Array, x: Array, y: Array, first: int, last: int) -> None:
+    """Columns first..last-1 of y (B, N) = x (B, K) w (N, K)^T."""
+    rows = x.shape[0]
+    whole = first + (last - first) // 4 * 4
+    for n in range(first, whole, 4):
+        for b in range(0, rows // 4 * 4, 4):
+            _dot_4x4(w, n, x, b, y)
+        for b in range(rows // 4 * 4, rows):
+            _dot_4x1(w, n, x, b, y)
+    for n in range(whole, last):
+        for b in range(rows):
+            total = np.float32(0)
+            for k in range(w.shape[1]):
+                total += w[n, k] * x[b, k]
+            y[b, n] = total
+
+
+# The bodies of parallel loops are functions of their own: numba's parallel passes are slow on long ones.
+
+
+@njit(parallel=True, cache=True)
 def matmul(w: Array, x: Array, y: Array, threads: int) -> None:
     """y (B, N) = x (B, K) w (N, K)^T; each thread takes a share of the rows of w."""
-    count, rows = w.shape[0], x.shape[0]
+    count = w.shape[0]
     share = (count // threads + 3) // 4 * 4
     for t in prange(threads):
-        first, last = min(t * share, count), min((t + 1) * share, count)
-        if t == threads - 1:
-            last = count
-        whole = first + (last - first) // 4 * 4
-        for n in range(first, whole, 4):
-            for b in range(0, rows // 4 * 4, 4):
-                _dot_4x4(w, n, x, b, y)
-            for b in range(rows // 4 * 4, rows):
-                _dot_4x1(w, n, x, b, y)
-        for n in range(whole, last):
-            for b in range(rows):
-                total = np.float32(0)
-                for k in range(w.shape[1]):
-                    total += w[n, k] * x[b, k]
-                y[b, n] = total
+        first = min(t * share, count)
+        last = count if t == threads - 1 else min((t + 1) * share, count)
+        _matmul_rows(w, x, y, first, last)
 
 
 @njit(fastmath=FAST, cache=True)
@@ -147,7 +156,50 @@ def _norm_and_turn(head: Array, norm: Array, eps: float, turn: Array) -> None:
         head[k + half] = second * turn[0, k] + first * turn[1, k]
 
 
-@njit(fastmath=FAST, parallel=True, cache=True)
+@njit(fastmath=FAST, cache=True)
+def _attend(
+    b: int, g: int, qkv: Array, q_norm: Array, k_norm: Array, eps: float, turn: Array, keys: Array, values: Array, place: int, scores: Array, out: Array
+) -> None:
+    """Row b, group g: store its key and value at slot `place`, then let each of its query heads look at 0..place."""
+    size = keys.shape[1]
+    heads = out.shape[1] // size
+    groups = (qkv.shape[1] // size - heads) // 2
+    shared = heads // groups
+    scale = np.float32(1.0 / math.sqrt(size))
+    k_new = qkv[b, (heads + g) * size : (heads + g + 1) * size]
+    _norm_and_turn(k_new, k_norm, eps, turn)
+    v_new = qkv[b, (heads + groups + g) * size : (heads + groups + g + 1) * size]
+    for k in range(size):
+        keys[place, k] = k_new[k]
+        values[place, k] = v_new[k]
+    for h in range(g * shared, (g + 1) * shared):
+        q = qkv[b, h * size : (h + 1) * size]
+        _norm_and_turn(q, q_norm, eps, turn)
+        row = scores[b, h]
+        top = np.float32(-np.inf)
+        for s in range(place + 1):
+            key = keys[s]
+            total = np.float32(0)
+            for k in range(size):
+                total += q[k] * key[k]
+            total *= scale
+            row[s] = total
+            top = max(top, total)
+        norm = np.float32(0)
+        for s in range(place + 1):
+            row[s] = np.float32(math.exp(row[s] - top))
+            norm += row[s]
+        result = out[b, h * size : (h + 1) * size]
+        for k in range(size):
+            result[k] = np.float32(0)
+        for s in range(place + 1):
+            share = row[s] / norm
+            value = values[s]
+            for k in range(size):
+                result[k] += share * value[k]
+
+
+@njit(parallel=True, cache=True)
 def attention(
     qkv: Array, q_norm: Array, k_norm: Array, eps: float, rotary: Array, keys: Array, values: Array, lengths: Array, scores: Array, out: Array
 ) -> None:
@@ -156,42 +208,12 @@ def attention(
     Row b's key and value are stored at slot lengths[b] first. scores (B, H, S) is scratch. rotary is (T, 2, K/2), or
     (1, 2, 0) where nothing turns.
     """
-    rows, groups, _, size = keys.shape
-    heads = out.shape[1] // size
-    shared = heads // groups
-    scale = np.float32(1.0 / math.sqrt(size))
-    for task in prange(rows * groups):
+    groups = keys.shape[1]
+    for task in prange(keys.shape[0] * groups):
         b, g = task // groups, task % groups
         place = lengths[b]
         turn = rotary[min(place, rotary.shape[0] - 1)]
-        k_new = qkv[b, (heads + g) * size : (heads + g + 1) * size]
-        _norm_and_turn(k_new, k_norm, eps, turn)
-        keys[b, g, place, :] = k_new
-        values[b, g, place, :] = qkv[b, (heads + groups + g) * size : (heads + groups + g + 1) * size]
-        for h in range(g * shared, (g + 1) * shared):
-            q = qkv[b, h * size : (h + 1) * size]
-            _norm_and_turn(q, q_norm, eps, turn)
-            row = scores[b, h]
-            top = np.float32(-np.inf)
-            for s in range(place + 1):
-                key = keys[b, g, s]
-                total = np.float32(0)
-                for k in range(size):
-                    total += q[k] * key[k]
-                total *= scale
-                row[s] = total
-                top = max(top, total)
-            norm = np.float32(0)
-            for s in range(place + 1):
-                row[s] = np.float32(math.exp(row[s] - top))
-                norm += row[s]
-            result = out[b, h * size : (h + 1) * size]
-            result[:] = np.float32(0)
-            for s in range(place + 1):
-                share = row[s] / norm
-                value = values[b, g, s]
-                for k in range(size):
-                    result[k] += share * value[k]
+        _attend(b, g, qkv, q_norm, k_norm, eps, turn, keys[b, g], values[b, g], place, scores, out)
 
 
 @njit(fastmath=FAST, cache=True)
@@ -293,6 +315,17 @@ class PackedGPT:
                 of("attention_norm.weight"), of("attention.qkv.weight"), q_norm, k_norm, of("attention.out.weight"), of("feed_forward_norm.weight"),
                 of("feed_forward.gate_up.weight"), of("feed_forward.down.weight"), final.weight.detach().numpy(), eps, model.rotary.numpy(),
             ]  # fmt: skip
+
+    @property
+    def training(self) -> bool:
+        return self.model.training
+
+    def train(self, mode: bool = True) -> PackedGPT:
+        self.model.train(mode)
+        return self
+
+    def head(self) -> Tensor:
+        return self.model.head()
 
     def new_state(self, rows: int, max_len: int | None = None) -> DecodingState:
         return self.model.new_state(rows, max_len)

@@ -1,0 +1,256 @@
+"""Training: the fused loss, schedules, optimizers, accumulation, and that models learn what can be learned."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zhixing.errors import InputError
+from zhixing.models.gpt import GPT, GPTSettings
+from zhixing.models.lstm import LSTM, LSTMSettings
+from zhixing.recipe import EvalSettings, TrainSettings
+from zhixing.training import objectives
+from zhixing.training.loop import Watch, fit
+from zhixing.training.objectives import linear_cross_entropy, next_token
+from zhixing.training.optimizers import Muon, make_optimizers, orthogonalise
+from zhixing.training.schedules import learning_rate_factor
+
+
+@dataclass(frozen=True)
+class Rows:
+    inputs: Tensor
+    targets: Tensor
+
+
+class Reversal:
+    """abcd|dcba: after the bar every token is certain; what is before it is chance and is no target."""
+
+    def __init__(self, symbols: int = 8, length: int = 6) -> None:
+        self.symbols, self.length = symbols, length
+
+    def __len__(self) -> int:
+        return 64
+
+    def batch(self, first: int, count: int) -> Rows:
+        rows = []
+        for sample in range(first, first + count):
+            word = torch.randint(1, self.symbols, (self.length,), generator=torch.Generator().manual_seed(sample))
+            rows.append(torch.cat([word, torch.zeros(1, dtype=torch.int64), word.flip(0)]))
+        ids = torch.stack(rows)  # (B, 2 length + 1)
+        targets = ids[:, 1:].clone()
+        targets[:, : self.length] = objectives.IGNORED
+        return Rows(ids[:, :-1], targets)
+
+    def sequential(self, first: int, count: int) -> Rows:
+        return self.batch(10**6 + first, count)
+
+
+# ---- the fused head and loss -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("rows_at_once", [1, 5, 1000])
+def test_linear_cross_entropy_equals_torch(monkeypatch: pytest.MonkeyPatch, smoothing: float, rows_at_once: int) -> None:
+    monkeypatch.setattr(objectives, "LOGITS_HELD", rows_at_once * 37)
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(4, 7, 16, generator=g, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(37, 16, generator=g, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 37, (4, 7), generator=g)
+    targets[0, :3] = -100
+    loss = F.cross_entropy((hidden @ weight.T).view(-1, 37), targets.view(-1), ignore_index=-100, reduction="sum", label_smoothing=smoothing)
+    wanted = torch.autograd.grad(3 * loss, [hidden, weight])
+    h32, w32 = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
+    ours = linear_cross_entropy(h32, w32, targets, smoothing)
+    torch.testing.assert_close(ours.double(), loss, rtol=1e-5, atol=1e-4)
+    found = torch.autograd.grad(3 * ours, [h32, w32])
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+
+
+def test_linear_cross_entropy_survives_large_logits() -> None:
+    hidden = torch.full((1, 4), 100.0)
+    weight = torch.stack([torch.full((4,), 10.0), torch.full((4,), -10.0)])
+    assert linear_cross_entropy(hidden, weight, torch.tensor([1])).item() == pytest.approx(8000.0)
+
+
+# ---- schedules -------------------------------------------------------------------------------------------------------
+
+
+def test_schedules_by_hand() -> None:
+    cosine = [learning_rate_factor("cosine", s, 12, 2, 0.0, 0.1) for s in (0, 1, 2, 7, 12)]
+    assert cosine == pytest.approx([1 / 3, 2 / 3, 1.0, 0.55, 0.1])
+    trapezoid = [learning_rate_factor("trapezoid", s, 10, 1, 0.4, 0.0) for s in (0, 1, 6, 7, 8, 9)]
+    assert trapezoid == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
+    assert learning_rate_factor("constant", 100, 10, 4, 0.4, 0.0) == 1.0
+
+
+# ---- optimizers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (24, 8), (8, 40)])
+def test_orthogonalise_moves_singular_values_to_one(shape: tuple[int, int]) -> None:
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    values = torch.linalg.svdvals(orthogonalise(matrices))
+    assert values.min() > 0.6 and values.max() < 1.3
+    u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
+    direction = (orthogonalise(matrices) * (u @ vt)).sum(dim=(1, 2)) / math.sqrt(min(shape))
+    assert (direction / orthogonalise(matrices).norm(dim=(1, 2)) > 0.97).all()
+
+
+def test_muon_is_torchs_muon() -> None:
+    """In torch's own precision (bf16) and without joined matrices, the same path of weights."""
+    weights = [torch.randn(12, 8, generator=torch.Generator().manual_seed(2)) for _ in range(2)]
+    ours, theirs = (nn.Parameter(w.clone()) for w in (weights[0], weights[0]))
+    mine = Muon([ours], lr=0.05, momentum=0.95, weight_decay=0.1, dtype=torch.bfloat16)
+    other = torch.optim.Muon([theirs], lr=0.05, momentum=0.95, weight_decay=0.1)
+    for step in range(5):
+        g = torch.randn(12, 8, generator=torch.Generator().manual_seed(10 + step))
+        ours.grad, theirs.grad = g.clone(), g.clone()
+        mine.step()
+        other.step()
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.004)
+
+
+def test_muon_takes_joined_matrices_apart() -> None:
+    joined, a, b = nn.Parameter(torch.zeros(8, 4)), nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4, 4))
+    g = torch.randn(8, 4, generator=torch.Generator().manual_seed(3))
+    joined.grad, a.grad, b.grad = g.clone(), g[:4].clone(), g[4:].clone()
+    Muon([joined], 0.1, 0.9, 0.0, sizes={0: (4, 4)}).step()
+    Muon([a, b], 0.1, 0.9, 0.0).step()
+    torch.testing.assert_close(joined.detach(), torch.cat([a, b]).detach())
+
+
+@pytest.mark.parametrize("optim", ["muon", "adamw", "adam", "sgd"])
+def test_every_parameter_has_one_optimizer(optim: str) -> None:
+    model = GPT(GPTSettings(20, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=32, tie_embeddings=False))
+    optimizers = make_optimizers(model, TrainSettings(optim=optim))  # type: ignore[arg-type]
+    held = [id(p) for o in optimizers.members.values() for g in o.param_groups for p in g["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    if optim == "muon":
+        by_muon = {id(p) for g in optimizers.members["muon"].param_groups for p in g["params"]}
+        assert by_muon == {id(p) for n, p in model.named_parameters() if n.startswith("blocks") and p.dim() == 2}
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------------
+
+TINY = TrainSettings(
+    max_steps=6, per_device_train_batch_size=8, optim="adamw", learning_rate=0.01, warmup_steps=2, eval_steps=3, save_steps=3, logging_steps=2
+)  # fmt: skip
+
+
+def tiny_gpt(layout: str = "qwen3", seed: int = 0) -> GPT:
+    settings = GPTSettings(8, layout, 48, 2, 4, 4 if layout == "gpt2" else 2, 96, 32)  # type: ignore[arg-type]
+    return GPT(settings, torch.Generator().manual_seed(seed))
+
+
+def run(model: nn.Module, settings: TrainSettings, folder: Path, **kwargs: bool) -> None:
+    torch.manual_seed(0)
+    fit(model, next_token(), make_optimizers(model, settings), Reversal(), Reversal(), settings, EvalSettings(max_sequences=32), folder, {}, **kwargs)
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
+    """Ragged too: the rows have different numbers of targets."""
+
+    class Ragged(Reversal):
+        def batch(self, first: int, count: int) -> Rows:
+            rows = super().batch(first, count)
+            for i in range(count):
+                rows.targets[i, self.length + 1 + (first + i) % 5 :] = objectives.IGNORED
+            return rows
+
+    models = []
+    for size, times in ((8, 1), (2, 4)):
+        model = tiny_gpt()
+        settings = replace(TINY, per_device_train_batch_size=size, gradient_accumulation_steps=times, optim="sgd", learning_rate=0.1)
+        fit(model, next_token(), make_optimizers(model, settings), Ragged(), Ragged(), settings, EvalSettings(), tmp_path / str(size), {})
+        models.append(model)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None:
+    model = tiny_gpt()
+
+    class Poisoned(Reversal):
+        def batch(self, first: int, count: int) -> Rows:
+            if first >= 5 * 8 and first < 10**6:
+                with torch.no_grad():
+                    model.norm.weight[0] = math.nan
+            return super().batch(first, count)
+
+    with pytest.raises(InputError) as caught:
+        fit(model, next_token(), make_optimizers(model, TINY), Poisoned(), Reversal(), TINY, EvalSettings(), tmp_path, {})
+    assert "step 6" in caught.value.what and "samples 40 to 47" in caught.value.where
+    assert (tmp_path / "checkpoints" / "step-00000003" / "MANIFEST.json").exists()
+
+
+def test_metrics_are_complete_and_resume_drops_what_is_behind_the_checkpoint(tmp_path: Path) -> None:
+    run(tiny_gpt(), TINY, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in lines if "loss" in e] == [2, 4, 6]
+    assert [e["step"] for e in lines if "eval_loss" in e] == [3, 6]
+    import shutil
+
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
+    model = tiny_gpt(seed=5)
+    run(model, TINY, tmp_path, resume=True)
+    again = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    keep = lambda e: {k: v for k, v in e.items() if k not in ("seconds", "tokens_per_second")}  # noqa: E731
+    assert [(e["step"], e.get("eval_loss")) for e in again] == [(e["step"], e.get("eval_loss")) for e in lines]
+    assert keep(again[-2]) == keep(lines[-2]) or again[-2]["loss"] == pytest.approx(lines[-2]["loss"], rel=0.5)
+
+
+def test_watch_sees_overfitting() -> None:
+    watch = Watch()
+    for step, (train, heldout) in enumerate([(3.0, 3.0), (2.0, 2.5), (1.5, 2.6), (1.2, 2.7), (1.0, 2.9)]):
+        watch.see(step, train, heldout)
+    assert watch.overfits() and watch.best_step == 1 and watch.bad_evals == 3
+    watch.see(5, 0.9, 2.8)
+    assert not watch.overfits()
+
+
+def test_early_stopping(tmp_path: Path) -> None:
+    class Chance(Reversal):
+        def sequential(self, first: int, count: int) -> Rows:  # held-out text that nothing can be learned about
+            rows = super().sequential(first, count)
+            return Rows(rows.inputs, torch.where(rows.targets >= 0, (rows.targets * 3 + first) % 8, rows.targets))
+
+    settings = replace(TINY, max_steps=60, early_stopping_patience=2, learning_rate=0.03)
+    model = tiny_gpt()
+    result = fit(model, next_token(), make_optimizers(model, settings), Reversal(), Chance(), settings, EvalSettings(max_sequences=32), tmp_path, {})
+    assert result.ended == "early stop" and result.step < 60 and result.best_step < result.step
+
+
+@pytest.mark.parametrize("layout,optim,rate", [("qwen3", "muon", 0.02), ("llama", "adamw", 0.006), ("gpt2", "adamw", 0.006)])
+def test_a_gpt_learns_to_reverse(tmp_path: Path, layout: str, optim: str, rate: float) -> None:
+    settings = replace(
+        TINY, max_steps=300, per_device_train_batch_size=64, optim=optim, learning_rate=rate, adam_learning_rate=0.006, eval_steps=300, save_steps=300,
+        warmup_steps=20, lr_scheduler_type="trapezoid",
+    )  # fmt: skip
+    model = tiny_gpt(layout)
+    run(model, settings, tmp_path)
+    assert _accuracy(model) > 0.99
+
+
+def test_an_lstm_learns_to_reverse(tmp_path: Path) -> None:
+    settings = replace(
+        TINY, max_steps=500, per_device_train_batch_size=64, optim="adamw", learning_rate=0.01, eval_steps=500, save_steps=500, warmup_steps=20
+    )
+    model = LSTM(LSTMSettings(8, 96, 1, 32, 0.0, True), torch.Generator().manual_seed(0))
+    run(model, settings, tmp_path)
+    assert _accuracy(model) > 0.95
+
+
+def _accuracy(model: nn.Module) -> float:
+    rows = Reversal().sequential(5000, 256)
+    with torch.inference_mode():
+        guess = model.eval().logits(model(rows.inputs)).argmax(-1)  # type: ignore[operator]
+    counted = rows.targets != objectives.IGNORED
+    return float((guess == rows.targets)[counted].float().mean())
