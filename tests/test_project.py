@@ -16,12 +16,16 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ASKED = [*PROJECT["dependencies"], *(need for extra in PROJECT["optional-dependencies"].values() for need in extra)]
 
 
 def tracked() -> list[str]:
     """Files of the repository; where there is no git (an unpacked archive) what lies there, less what tools make."""
     answer = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     return [name for name in answer.stdout.decode().split("\0") if name and (ROOT / name).exists()]
 
@@ -72,7 +76,7 @@ def test_few_packages() -> None:
 
 
 def test_no_upper_pins() -> None:
-    for text in PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), []):
+    for text in ASKED:
         assert {spec.operator for spec in Requirement(text).specifier} <= {">="}, text
 
 
@@ -80,13 +84,14 @@ def test_constraints_are_exact_and_name_every_package_we_ask_for() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = {re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9a-z.]+", line) for line in lines)
-    asked = PROJECT["dependencies"] + sum(PROJECT["optional-dependencies"].values(), [])
-    assert {re.sub(r"[-_.]+", "-", Requirement(text).name).lower() for text in asked} <= pinned
+    assert {re.sub(r"[-_.]+", "-", Requirement(text).name).lower() for text in ASKED} <= pinned
 
 
 def test_the_command_is_installed() -> None:
     assert PROJECT["scripts"] == {"zhixing": "zhixing.cli:main"}
-    answer = subprocess.run([sys.executable, "-m", "zhixing", "--version"], cwd=ROOT / "src", capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "-m", "zhixing", "--version"], cwd=ROOT / "src", capture_output=True, text=True
+    )
     assert answer.returncode == 0, answer.stderr
     assert re.fullmatch(r"zhixing \d+\.\d+\.\d+\n", answer.stdout)
 
@@ -184,18 +189,17 @@ def tree_of(page: str) -> dict[str, str]:
 def test_the_tree_is_what_lies_on_the_disk(page: str) -> None:
     tree = tree_of(page)
     assert not [path for path in tree if not (ROOT / path).exists()], "in the tree, not on the disk"
-    assert not [path for path, remark in tree.items() if not remark], "without a remark"
-    files = tracked()
-    expected = {name.split("/")[0] + "/" * ("/" in name) for name in files if not name.startswith(".")}
-    for name in files:
-        if name.startswith("src/zhixing/") and not name.endswith("__init__.py"):
-            parts = name.split("/")
-            expected |= {"/".join(parts[:depth]) + "/" for depth in range(2, min(len(parts), 4))}
-            if name.endswith(".py"):
-                expected.add(name)
-    expected -= {"src/"}
-    listed = {path for path in tree if path != "src/"}
-    assert expected <= listed, f"not in the tree of {page}: {sorted(expected - listed)}"
+    assert not [path for path, remark in tree.items() if not remark and path != "src/"], "without a remark"
+    files = [name for name in tracked() if not name.startswith(".")]
+    shown = [name.split("/") for name in files]
+    expected = {parts[0] + "/" * (len(parts) > 1) for parts in shown}
+    expected |= {"/".join(parts[:3]) + "/" * (len(parts) > 3) for parts in shown if parts[:2] == ["src", "zhixing"]}
+    expected -= {"src/zhixing/__init__.py", "src/zhixing/py.typed"}
+    assert expected <= tree.keys(), f"not in the tree of {page}: {sorted(expected - tree.keys())}"
+    for path, remark in tree.items():  # a room's remark ends with the names of its modules
+        modules = sorted(p.stem for p in (ROOT / path).glob("*.py") if p.stem != "__init__")
+        if re.fullmatch(r"src/zhixing/\w+/", path) and modules:
+            assert re.split(r": |：", remark)[-1].split() == modules, f"{page}: {path}"
 
 
 def test_both_trees_are_the_same() -> None:

@@ -326,10 +326,21 @@ def demo() -> None:
 
 @data_app.command("list")
 def data_list() -> None:
-    """The named data sets: size, language, licence."""
-    from zhixing.text.catalogue import list_datasets
+    """The named data sets: language, size, licence, and whether each is here already."""
+    from zhixing.text.catalogue import is_here, list_datasets
 
-    typer.echo(list_datasets())
+    for entry in list_datasets():
+        size = f"{entry.characters / 1e6:.1f}M characters"
+        here = "here" if is_here(entry.name) else "to fetch"
+        row = (
+            f"{entry.name:<18}",
+            f"{','.join(entry.languages):<6}",
+            f"{size:>18}",
+            f"{here:<9}",
+            entry.licence,
+            entry.title,
+        )
+        typer.echo("  ".join(row))
 
 
 @data_app.command("show")
@@ -337,7 +348,9 @@ def data_show(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     """Where a data set comes from, its licence and its columns."""
     from zhixing.text.catalogue import show_dataset
 
-    typer.echo(show_dataset(name))
+    for key, value in dataclasses.asdict(show_dataset(name)).items():
+        if value not in ("", 0, []):
+            typer.echo(f"{key:<16} {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
 @data_app.command("fetch")

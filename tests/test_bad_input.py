@@ -1,0 +1,460 @@
+"""Everything a person can get wrong, through the real command line: exit code 2, one message that says what is wrong, where
+and how to mend it, no traceback, nothing on stdout, and nothing left behind.
+
+A case is a line of a table: it lays out its files in an empty folder, which is the working directory, and gives the command
+line. `says` are what the message must name. The tables follow docs/design.md's way of the data.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import zstandard
+
+from zhixing import cli
+
+if TYPE_CHECKING:
+    from zhixing.run import Run
+
+GOOD = "The quick brown fox jumps over the lazy dog, and nobody was the least surprised at it.\n" * 40
+GBK = "话说天下大势，分久必合，合久必分。".encode("gbk")
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    line: str  # the command line; a word cannot hold a blank
+    says: tuple[str, ...]
+    lay: Callable[[Path], object] = lambda folder: None
+    stdin: bytes = b""
+    mend: bool = True  # the message says how to mend it (a usage error shows the usage instead)
+
+
+def file(name: str, content: str | bytes) -> Callable[[Path], object]:
+    """Lay one file."""
+
+    def lay(folder: Path) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return lay
+
+
+def both(*lays: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: [lay(folder) for lay in lays]
+
+
+def deep(depth: int) -> str:
+    return '{"text": ' + "[" * depth + "]" * depth + "}\n"
+
+
+RAW_TEXT = [
+    Case("missing", "train nowhere --out out", ("nowhere",)),
+    Case("missing file", "train no/such/file.txt --out out", ("no/such/file.txt",)),
+    Case("no name", 'train "" --out out', ("",)),
+    Case("empty folder", "train texts --out out", ("texts",), lambda f: (f / "texts").mkdir()),
+    Case("empty file", "train a.txt --out out", ("a.txt", "empty"), file("a.txt", "")),
+    Case("blanks only", "train a.txt --out out", ("a.txt",), file("a.txt", " \n\t\n\u3000\n")),
+    Case("not UTF-8, named in a folder with the byte", "train texts --out out", ("bad.txt", "byte 7", "UTF-8"),
+         both(file("texts/good.txt", GOOD), file("texts/deep/bad.txt", b"Alice, \xff\xfe and more"))),
+    Case("GBK, and it says so", "train a.txt --out out", ("a.txt", "byte 0", "GB18030"), file("a.txt", GBK * 20)),
+    Case("ends in half a character", "train a.txt --out out", ("a.txt", "byte"), file("a.txt", GOOD.encode() + "春".encode()[:2])),
+    Case("a lone surrogate in UTF-8's clothes", "train a.txt --out out", ("a.txt", "byte"), file("a.txt", GOOD.encode() + b"\xed\xa0\x80 x")),
+    Case("UTF-16 without its mark", "train a.txt --out out", ("a.txt", "UTF-16"), file("a.txt", GOOD.encode("utf-16-le"))),
+    Case("UTF-16 cut in a character", "train a.txt --out out", ("a.txt", "byte"), file("a.txt", GOOD.encode("utf-16") + b"\x41")),
+    Case("a NUL", "train a.txt --out out", ("a.txt", "NUL", "byte"), file("a.txt", GOOD + "\0" + GOOD)),
+    Case("a picture called text", "train a.txt --out out", ("a.txt",), file("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256)) * 9)),
+    Case("no file of a known kind", "train texts --out out", ("texts", ".txt"), file("texts/a.pdf", "%PDF-1.4 ...")),
+    Case("an unknown kind by name", "train a.docx --out out", ("a.docx",), file("a.docx", b"PK\3\4....")),
+    Case("two megabytes without a blank", "train a.txt --out out", ("a.txt", "place to cut"), file("a.txt", "x" * 2_000_000)),
+    Case("truncated gzip", "train a.txt.gz --out out", ("a.txt.gz",), file("a.txt.gz", gzip.compress(os.urandom(4000) + GOOD.encode())[:-900])),
+    Case("not gzip", "train a.txt.gz --out out", ("a.txt.gz",), file("a.txt.gz", GOOD)),
+    Case("gzip with a wrong checksum", "train a.txt.gz --out out", ("a.txt.gz",),
+         lambda f: file("a.txt.gz", gzip.compress(GOOD.encode())[:-8] + b"\1\2\3\4\0\0\0\0")(f)),
+    Case("truncated zstd", "train a.txt.zst --out out", ("a.txt.zst",), file("a.txt.zst", zstandard.compress(GOOD.encode())[:-9])),
+    Case("not zstd", "train a.txt.zst --out out", ("a.txt.zst",), file("a.txt.zst", GOOD)),
+    Case("truncated xz", "train a.txt.xz --out out", ("a.txt.xz",), file("a.txt.xz", b"\xfd7zXZ\0\0\4\xe6")),
+    Case("a circle of links", "train texts/loop --out out", ("loop",),
+         lambda f: ((f / "texts").mkdir(), (f / "texts/loop").symlink_to("loop"))),
+    Case("a link to nothing", "train a.txt --out out", ("a.txt",), lambda f: (f / "a.txt").symlink_to("gone.txt")),
+    Case("a pipe, which would never end", "train a.txt --out out", ("a.txt",), lambda f: os.mkfifo(f / "a.txt")),
+    Case("a name of 300 letters", f"train {'x' * 300}.txt --out out", ("xxx",)),
+]  # fmt: skip
+
+RECORDS = [
+    Case("bad JSON at line 3", "train a.jsonl --out out", ("a.jsonl:3",), file("a.jsonl", '{"text": "one"}\n{"text": "two"}\n{"text": three}\n')),
+    Case("the last line cut off", "train a.jsonl --out out", ("a.jsonl:2",), file("a.jsonl", '{"text": "one"}\n{"text": "tw')),
+    Case("an empty line inside", "train a.jsonl --out out", ("a.jsonl:2", "empty"), file("a.jsonl", '{"text": "one"}\n\n{"text": "two"}\n')),
+    Case("no object", "train a.jsonl --out out", ("a.jsonl:1", "object"), file("a.jsonl", '["text"]\n')),
+    Case("one JSON array, not lines", "train a.jsonl --out out", ("a.jsonl:1",), file("a.jsonl", '[\n{"text": "one"}\n]\n')),
+    Case("no such column, the nearest named", "train a.jsonl --out out", ("a.jsonl:1", "'Text'"), file("a.jsonl", '{"Text": "one"}\n')),
+    Case("column renamed in the recipe", "train a.jsonl data.text_column=body --out out", ("a.jsonl:1", "body"), file("a.jsonl", '{"text": "one"}\n')),
+    Case("null", "train a.jsonl --out out", ("a.jsonl:2", "null"), file("a.jsonl", '{"text": "one"}\n{"text": null}\n')),
+    Case("a number", "train a.jsonl --out out", ("a.jsonl:1", "42"), file("a.jsonl", '{"text": 42}\n')),
+    Case("a list", "train a.jsonl --out out", ("a.jsonl:1", "list"), file("a.jsonl", '{"text": ["one"]}\n')),
+    Case("empty text", "train a.jsonl --out out", ("a.jsonl:2", "empty"), file("a.jsonl", '{"text": "one"}\n{"text": "  "}\n')),
+    Case("half a character", "train a.jsonl --out out", ("a.jsonl:1", "surrogate"), file("a.jsonl", '{"text": "a \\ud83d b"}\n')),
+    Case("a NUL in JSON", "train a.jsonl --out out", ("a.jsonl:1", "NUL"), file("a.jsonl", '{"text": "a \\u0000 b"}\n')),
+    Case("nested too deeply", "train a.jsonl --out out", ("a.jsonl:1",), file("a.jsonl", deep(200_000))),
+    Case("JSON that is not UTF-8", "train a.jsonl --out out", ("a.jsonl:2", "UTF-8"), file("a.jsonl", b'{"text": "one"}\n{"text": "' + GBK + b'"}\n')),
+    Case("a number of 5,000 digits", "train a.jsonl --out out", ("a.jsonl:1",), file("a.jsonl", '{"text": ' + "9" * 5000 + "}\n")),
+    Case("only column names", "train a.csv --out out", ("a.csv",), file("a.csv", "id,text\n")),
+    Case("an empty table", "train a.csv --out out", ("a.csv",), file("a.csv", "")),
+    Case("csv without the column", "train a.csv --out out", ("a.csv:1", "'text'", "'body'"), file("a.csv", "id,body\n1,one\n")),
+    Case("a row too short", "train a.csv --out out", ("a.csv:3", "fields"), file("a.csv", "id,text\n1,one\n2\n3,three\n")),
+    Case("a row too long", "train a.csv --out out", ("a.csv:2", "fields"), file("a.csv", "id,text\n1,one, two\n")),
+    Case("a quote never closed", "train a.csv --out out", ("a.csv:2", "quote"), file("a.csv", 'id,text\n1,"one\n2,two\n')),
+    Case("an empty row", "train a.csv --out out", ("a.csv:3", "empty"), file("a.csv", "id,text\n1,one\n\n2,two\n")),
+    Case("csv that is not UTF-8", "train a.csv --out out", ("a.csv:3", "UTF-8"), file("a.csv", b"id,text\n1,one\n2," + GBK + b"\n")),
+    Case("tsv read with commas", "train a.tsv --out out", ("a.tsv:1",), file("a.tsv", "id,text\n1,one\n")),
+    Case("no parquet", "train a.parquet --out out", ("a.parquet",), file("a.parquet", b"PAR1 nothing PAR1")),
+    Case("an empty parquet", "train a.parquet --out out", ("a.parquet",), file("a.parquet", b"")),
+    Case("every record bad and skipped", "train a.jsonl data.on_bad_record=skip --out out", ("a.jsonl", "2"), file("a.jsonl", "no\nnor this\n")),
+]  # fmt: skip
+
+SPLIT_AND_TOKENS = [
+    Case("too little to hold any of it out", "train a.txt --out out", ("a.txt",), file("a.txt", "Hi.")),
+    Case("a vocabulary below the bytes", "train a.txt tokenizer.vocab_size=100 --out out", ("tokenizer.vocab_size", "258"), file("a.txt", GOOD)),
+    Case("a vocabulary of no size", "train a.txt tokenizer.vocab_size=0 tokenizer.kind=char --out out", ("vocab",), file("a.txt", GOOD)),
+    Case("a kind that is none", "train a.txt tokenizer.kind=bytes --out out", ("tokenizer.kind", "bpe"), file("a.txt", GOOD)),
+    Case("a tokenizer that is not there", "train a.txt tokenizer.path=gone --out out", ("gone",), file("a.txt", GOOD)),
+    Case("a tokenizer that is no tokenizer", "train a.txt tokenizer.path=t.json --out out", ("t.json",), both(file("a.txt", GOOD), file("t.json", "{}"))),
+    Case("train a tokenizer on nothing", "tokenizer train nowhere --out t", ("nowhere",)),
+    Case("train one of no kind", "tokenizer train a.txt --kind wordpiece --out t", ("wordpiece", "bpe"), file("a.txt", GOOD)),
+    Case("train one too small", "tokenizer train a.txt --vocab-size 10 --out t", ("10",), file("a.txt", GOOD)),
+    Case("train one into a file", "tokenizer train a.txt --out a.txt", ("a.txt",), file("a.txt", GOOD)),
+    Case("report on no tokenizer", "tokenizer report gone a.txt", ("gone",), file("a.txt", GOOD)),
+    Case("report on a broken one", "tokenizer report t.json a.txt", ("t.json",), both(file("a.txt", GOOD), file("t.json", "{]"))),
+    Case("a data set nobody knows", "data show austin", ("austin", "austen")),
+    Case("fetch one nobody knows", "data fetch austin", ("austin", "austen")),
+]  # fmt: skip
+
+
+def recipe(text: str) -> Callable[[Path], object]:
+    return both(file("a.txt", GOOD), file("r.toml", '[data]\nsource = "a.txt"\n' + text))
+
+
+RECIPES = [
+    Case("no such recipe", "train jane.toml --out out", ("jane.toml", "austen")),
+    Case("print no such recipe", "recipes austin", ("austin", "austen")),
+    Case("not TOML", "train r.toml --out out", ("r.toml", "TOML"), recipe("[train\n")),
+    Case("the same key twice", "train r.toml --out out", ("r.toml",), recipe("[train]\nseed = 1\nseed = 2\n")),
+    Case("not UTF-8", "train r.toml --out out", ("r.toml", "byte 2"), file("r.toml", b"# \xff\n")),
+    Case("a folder called recipe.toml", "train r.toml --out out", ("r.toml",), lambda f: (f / "r.toml").mkdir()),
+    Case("no text named", "train r.toml --out out", ("text",), file("r.toml", "[train]\nmax_steps = 3\n")),
+    Case("unknown table", "train r.toml --out out", ("[trian]", "r.toml:3", "did you mean train"), recipe("[trian]\nseed = 1\n")),
+    Case("unknown key", "train r.toml --out out", ("train.learning_rat", "r.toml:4", "did you mean learning_rate"), recipe("[train]\nlearning_rat = 1\n")),
+    Case("a key outside every table", "train r.toml --out out", ("'seed'", "r.toml:1"), file("r.toml", "seed = 1\n")),
+    Case("a table that is a number", "train r.toml --out out", ("model", "r.toml"), file("r.toml", "model = 1\n")),
+    Case("text for a number", "train r.toml --out out", ("model.d_model", "r.toml:4", "whole number"), recipe('[model]\nd_model = "big"\n')),
+    Case("a fraction for a whole number", "train r.toml --out out", ("train.max_steps", "r.toml:4"), recipe("[train]\nmax_steps = 1.5\n")),
+    Case("true for a number", "train r.toml --out out", ("train.seed", "r.toml:4"), recipe("[train]\nseed = true\n")),
+    Case("a choice that is none", "train r.toml --out out", ("train.optim", "muon"), recipe('[train]\noptim = "lion"\n')),
+    Case("no setting", "train austen max_steps=3 --out out", ("max_steps=3", "table.key=value")),
+    Case("a setting without a value", "train austen train.max_steps --out out", ("train.max_steps", "table.key=value")),
+    Case("a setting of no table", "train austen trian.max_steps=3 --out out", ("trian", "did you mean train")),
+    Case("a setting of no key", "train austen train.max_step=3 --out out", ("train.max_step", "did you mean max_steps")),
+    Case("two settings in one word", "train austen train.max_steps=3,train.seed=1 --out out", ("train.max_steps",)),
+    Case("width not divisible by heads", "train austen model.d_model=250 --out out", ("model.d_model", "250", "252")),
+    Case("heads of odd size", "train austen model.d_model=36 model.n_heads=4 --out out", ("model.n_heads", "odd")),
+    Case("grouped queries that do not divide", "train austen model.n_kv_heads=3 --out out", ("model.n_kv_heads", "3")),
+    Case("grouped queries in gpt2", "train austen model.layout=gpt2 model.n_kv_heads=2 --out out", ("gpt2", "qwen3")),
+    Case("batch 0", "train austen train.per_device_train_batch_size=0 --out out", ("train.per_device_train_batch_size", "1")),
+    Case("no steps", "train austen train.max_steps=0 --out out", ("train.max_steps", "0")),
+    Case("a rate of 0", "train austen train.learning_rate=0 --out out", ("train.learning_rate", "above 0")),
+    Case("a rate below 0", "train austen train.learning_rate=-0.1 --out out", ("train.learning_rate", "-0.1")),
+    Case("a rate that is no number", "train austen train.learning_rate=nan --out out", ("train.learning_rate", "nan")),
+    Case("an infinite rate", "train austen train.learning_rate=inf --out out", ("train.learning_rate", "inf")),
+    Case("all dropped", "train austen model.dropout=1.0 --out out", ("model.dropout", "below 1")),
+    Case("all held out", "train austen data.heldout_fraction=1.0 --out out", ("data.heldout_fraction", "below 1")),
+    Case("a context of one token", "train austen model.max_len=1 --out out", ("model.max_len", "2")),
+    Case("momentum above 1", "train austen train.momentum=1.5 --out out", ("train.momentum",)),
+    Case("a beta of 1", "train austen train.adam_beta2=1.0 --out out", ("train.adam_beta2",)),
+    Case("weight decay below 0", "train austen train.weight_decay=-1.0 --out out", ("train.weight_decay",)),
+    Case("clipping below 0", "train austen train.max_grad_norm=-1.0 --out out", ("train.max_grad_norm",)),
+    Case("a decay longer than the run", "train austen train.decay_fraction=1.5 --out out", ("train.decay_fraction",)),
+    Case("word vectors for a gpt", "train austen model.embeddings=v.txt --out out", ("model.embeddings", "lstm")),
+    Case("word vectors that are not there", "train a.txt model.family=lstm model.embeddings=v.txt --out out", ("v.txt",), file("a.txt", GOOD)),
+    Case("larger than any memory", "train a.txt model.d_model=262144 model.n_layers=400 --out out", ("memory",), file("a.txt", GOOD)),
+]  # fmt: skip
+
+PLACES = [
+    Case("resume what was never begun", "train a.txt --out texts --resume", ("texts",), both(file("a.txt", GOOD), file("texts/a.txt", GOOD))),
+    Case("a folder with something in it", "train a.txt --out texts", ("texts", "--resume"), both(file("a.txt", GOOD), file("texts/a.txt", GOOD))),
+    Case("a file for a folder", "train a.txt --out b.txt", ("b.txt",), both(file("a.txt", GOOD), file("b.txt", GOOD))),
+    Case("a folder inside a file", "train a.txt --out a.txt/run", ("a.txt",), file("a.txt", GOOD)),
+    Case("generate from nothing", "generate nowhere Once", ("nowhere",)),
+    Case("generate from a file", "generate a.txt Once", ("a.txt",), file("a.txt", GOOD)),
+    Case("generate from an empty folder", "generate texts Once", ("texts",), lambda f: (f / "texts").mkdir()),
+    Case("generate from a folder of text", "generate texts Once", ("texts",), file("texts/a.txt", GOOD)),
+    Case("show nothing", "show nowhere", ("nowhere",)),
+    Case("evaluate nothing", "evaluate nowhere", ("nowhere",)),
+    Case("export nothing", "export nowhere there", ("nowhere",)),
+    Case("import nothing", "import nowhere here", ("nowhere",)),
+    Case("import no model", "import texts here", ("texts",), file("texts/a.txt", GOOD)),
+    Case("import broken JSON", "import m here", ("config.json",), file("m/config.json", "{")),
+    Case("import JSON that is no object", "import m here", ("config.json",), file("m/config.json", "[1]")),
+    Case("import a family we do not know", "import m here", ("bloom",), file("m/config.json", '{"model_type": "bloom"}')),
+    Case("import code", "import m here", ("config.json",), file("m/config.json", '{"model_type": "mine", "auto_map": {"AutoModel": "x.Y"}}')),
+    Case("import a config without sizes", "import m here", ("config.json",), file("m/config.json", '{"model_type": "gpt2"}')),
+]  # fmt: skip
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(line: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        words = [word if word != '""' else "" for word in line.split(" ")]
+        code = cli.main(words)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def refused(case: Case, code: int, out: str, err: str) -> None:
+    assert "Traceback" not in err, err
+    assert (code, out) == (2, ""), err
+    assert err.count("error:") == 1, err
+    message = err[err.index("error:") :]
+    missing = [part for part in case.says if part not in message]
+    assert not missing, f"the message does not name {missing}:\n{message}"
+    if case.mend:
+        assert "mend: " in message, f"the message does not say how to mend it:\n{message}"
+    assert len(message) < 2000, "a message is read by a person"
+
+
+def ids(case: Case) -> str:
+    return case.name
+
+
+@pytest.mark.parametrize("case", [*RAW_TEXT, *RECORDS, *SPLIT_AND_TOKENS, *RECIPES, *PLACES], ids=ids)
+def test_refused(case: Case, command: Callable[..., tuple[int, str, str]]) -> None:
+    here = Path.cwd()
+    case.lay(here)
+    before = sorted(p.name for p in here.iterdir())
+    refused(case, *command(case.line, case.stdin))
+    after = sorted(p.name for p in here.iterdir() if not _only_a_lock(p))
+    assert after == before, "nothing is left behind, and nothing is gone"
+
+
+def _only_a_lock(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and {p.name for p in path.iterdir()} == {"run.lock"}
+
+
+# ---- a run that exists ----------------------------------------------------------------------------------------------
+
+GENERATE = [
+    Case("temperature below 0", "generate RUN x --temperature -1", ("temperature", "-1")),
+    Case("temperature no number", "generate RUN x --temperature nan", ("temperature", "nan")),
+    Case("temperature without end", "generate RUN x --temperature inf", ("temperature", "inf")),
+    Case("top-k below 0", "generate RUN x --top-k -1", ("top_k", "-1")),
+    Case("top-p of 0", "generate RUN x --top-p 0", ("top_p", "above 0")),
+    Case("top-p above 1", "generate RUN x --top-p 1.5", ("top_p", "1.5")),
+    Case("min-p above 1", "generate RUN x --min-p 2", ("min_p", "2")),
+    Case("a penalty of 0", "generate RUN x --repetition-penalty 0", ("repetition_penalty", "above 0")),
+    Case("no tokens", "generate RUN x --max-new-tokens 0", ("max_new_tokens", "1")),
+    Case("fewer than none", "generate RUN x --max-new-tokens -1", ("max_new_tokens", "-1")),
+    Case("none of them", "generate RUN x --n 0", ("n = 0",)),
+    Case("a milliard of them", "generate RUN x --n 1000000000", ("n = 1000000000", "1024")),
+    Case("several of the likeliest", "generate RUN x --n 2 --temperature 0", ("n = 2", "temperature")),
+    Case("no beams", "generate RUN x --num-beams 0", ("num_beams", "1")),
+    Case("beams and chance", "generate RUN x --num-beams 2 --temperature 1", ("temperature", "num_beams")),
+    Case("a stop of nothing", 'generate RUN x --stop ""', ("stop",)),
+    Case("logprobs below 0", "generate RUN x --logprobs -1", ("logprobs", "-1")),
+    Case("a prompt longer than the model looks back", f"generate RUN {'春眠不觉晓' * 200}", ("64",)),
+    Case("a prompt that is not UTF-8", "generate RUN -", ("stdin", "byte 3", "UTF-8"), stdin=b"abc\xff"),
+    Case("a prompt word that is not UTF-8", "generate RUN ok ab\udcff", ("prompt 2", "byte 2", "UTF-8")),
+    Case("streamed with a wrong setting", "generate RUN x --stream --top-p 0", ("top_p",)),
+    Case("evaluate on nothing", "evaluate RUN nowhere", ("nowhere",)),
+    Case("evaluate on emptiness", "evaluate RUN a.txt", ("a.txt",), file("a.txt", "\n \n")),
+    Case("evaluate on broken text", "evaluate RUN a.txt", ("a.txt", "byte 5"), file("a.txt", b"abcde\xff")),
+    Case("export to what we do not know", "export RUN there --to onnx", ("onnx", "transformers")),
+    Case("export in shards of no size", "export RUN there --max-shard-size tiny", ("tiny", "100MB")),
+    Case("export in shards of nothing", "export RUN there --max-shard-size 0", ("0",)),
+    Case("export onto something", "export RUN there", ("there",), file("there/a.txt", GOOD)),
+    Case("import onto something", "import RUN there", ("there",), file("there/a.txt", GOOD)),
+    Case("train into a finished run", "train a.txt --out RUN", ("--resume",), file("a.txt", GOOD)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GENERATE, ids=ids)
+def test_refused_with_a_good_run(case: Case, command: Callable[..., tuple[int, str, str]], tiny_run: Run) -> None:
+    case.lay(Path.cwd())
+    before = sorted(p.name for p in Path.cwd().iterdir())
+    refused(case, *command(case.line.replace("RUN", str(tiny_run.path)), case.stdin))
+    assert sorted(p.name for p in Path.cwd().iterdir()) == before
+
+
+def change(name: str, edit: Callable[[dict[str, object]], object]) -> Callable[[Path], object]:
+    """Edit a JSON file of the run."""
+
+    def lay(run: Path) -> None:
+        values = json.loads((run / name).read_text(encoding="utf-8"))
+        edit(values)
+        (run / name).write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+
+    return lay
+
+
+def flip(name: str, at: int) -> Callable[[Path], object]:
+    """Flip one bit; `at` below 0 counts from the end."""
+
+    def lay(run: Path) -> None:
+        data = bytearray((run / name).read_bytes())
+        data[at] ^= 1
+        (run / name).write_bytes(bytes(data))
+
+    return lay
+
+
+def cut(name: str, keep: float) -> Callable[[Path], object]:
+    def lay(run: Path) -> None:
+        data = (run / name).read_bytes()
+        (run / name).write_bytes(data[: int(len(data) * keep)])
+
+    return lay
+
+
+def write(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_bytes(content)
+
+
+def header(claims: object) -> bytes:
+    """A safetensors file whose header makes claims and that holds nothing else."""
+    text = json.dumps(claims).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+DAMAGED = [
+    Case("a bit of the weights", "generate RUN x", ("model.safetensors",), flip("model.safetensors", -100)),
+    Case("a bit of the header", "generate RUN x", ("model.safetensors",), flip("model.safetensors", 20)),
+    Case("half the weights", "generate RUN x", ("model.safetensors",), cut("model.safetensors", 0.5)),
+    Case("no weights", "generate RUN x", ("model.safetensors",), lambda run: (run / "model.safetensors").unlink()),
+    Case("weights of no bytes", "generate RUN x", ("model.safetensors",), write("model.safetensors", b"")),
+    Case("a header of 2**60 bytes", "generate RUN x", ("model.safetensors",), write("model.safetensors", struct.pack("<Q", 1 << 60))),
+    Case("a tensor of 2**50 numbers", "generate RUN x", ("model.safetensors",),
+         write("model.safetensors", header({"x": {"dtype": "F32", "shape": [1 << 25, 1 << 25], "data_offsets": [0, 4]}}))),
+    Case("a pickle in place of the weights", "generate RUN x", ("safetensors",),
+         lambda run: ((run / "model.safetensors").unlink(), (run / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n"))),
+    Case("no config", "generate RUN x", ("config.json",), lambda run: (run / "config.json").unlink()),
+    Case("half a config", "generate RUN x", ("config.json",), cut("config.json", 0.5)),
+    Case("a config of another width", "generate RUN x", (), change("config.json", lambda c: c.update(hidden_size=64))),
+    Case("a config of a million layers", "generate RUN x", (), change("config.json", lambda c: c.update(num_hidden_layers=10**6))),
+    Case("a config of another family", "generate RUN x", ("bert",), change("config.json", lambda c: c.update(model_type="bert"))),
+    Case("text for a size", "generate RUN x", ("hidden_size",), change("config.json", lambda c: c.update(hidden_size="wide"))),
+    Case("no tokenizer", "generate RUN x", ("tokenizer",), lambda run: (run / "tokenizer.json").unlink()),
+    Case("half a tokenizer", "generate RUN x", ("tokenizer.json",), cut("tokenizer.json", 0.5)),
+]  # fmt: skip
+
+
+@pytest.fixture
+def copied(tiny_run: Run, tmp_path: Path) -> Path:
+    """A copy of the tiny run that a test may damage."""
+    return Path(shutil.copytree(tiny_run.path, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["with its manifest", "without a manifest"])
+@pytest.mark.parametrize("case", DAMAGED, ids=ids)
+def test_a_damaged_run_is_refused(
+    case: Case, sealed: bool, command: Callable[..., tuple[int, str, str]], copied: Path
+) -> None:
+    """Whether the manifest tells, or the folder has none, as those of other tools."""
+    if not sealed:
+        (copied / "MANIFEST.json").unlink()
+    if not sealed and case.name == "a bit of the weights":
+        return  # nobody could know
+    case.lay(copied)
+    says = () if sealed else case.says  # the manifest names the file first, whatever is wrong inside
+    refused(Case(case.name, case.line, says), *command(case.line.replace("RUN", str(copied))))
+
+
+def test_the_tokenizer_of_another_run_is_refused(command: Callable[..., tuple[int, str, str]], copied: Path) -> None:
+    from zhixing.tokens.tokenizer import train_tokenizer
+
+    train_tokenizer([GOOD], "bpe", 300).save(copied)
+    for sealed in (True, False):
+        if not sealed:
+            (copied / "MANIFEST.json").unlink()
+        refused(Case("", "", ("tokenizer",)), *command(f"generate {copied} x"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("train.learning_rate=0.5", "train.learning_rate"),
+        ("model.n_layers=3", "model.n_layers"),
+        ("train.seed=7", "train.seed"),
+    ],
+)
+def test_resume_with_another_recipe(
+    setting: str,
+    says: str,
+    command: Callable[..., tuple[int, str, str]],
+    copied: Path,
+    tiny_folder: Path,
+    tiny_settings: tuple[str, ...],
+) -> None:
+    line = " ".join(["train", str(tiny_folder), *tiny_settings, setting, "--out", str(copied), "--resume"])
+    refused(Case("", line, (says, "recipe.toml")), *command(line))
+
+
+def test_resume_with_other_text(
+    command: Callable[..., tuple[int, str, str]], copied: Path, tmp_path: Path, tiny_settings: tuple[str, ...]
+) -> None:
+    file("other/a.txt", GOOD)(tmp_path)
+    line = " ".join(["train", str(tmp_path / "other"), *tiny_settings, "--out", str(copied), "--resume"])
+    refused(Case("", line, ("data.source",)), *command(line))
+
+
+def test_a_text_one_may_not_read(tmp_path: Path) -> None:
+    """As a user without rights: root may read everything."""
+    tmp_path.chmod(0o755)
+    locked = tmp_path / "locked.txt"
+    locked.write_text(GOOD)
+    locked.chmod(0)
+    drop = "import os; os.setgid(65534); os.setuid(65534)" if os.geteuid() == 0 else ""
+    code = f"import sys; import zhixing.run; from zhixing.cli import main; {drop}\nsys.exit(main())"
+    for folder in tmp_path.parents[:2]:  # pytest's own, which only their owner may enter
+        folder.chmod(folder.stat().st_mode | 0o011)
+    line = [sys.executable, "-c", code, "train", str(locked), "--out", str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    process = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    refused(Case("", "", ("locked.txt",)), process.returncode, process.stdout, process.stderr)
+
+
+def test_a_record_on_a_bad_line_is_put_aside_and_counted(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, tiny_settings: tuple[str, ...]
+) -> None:
+    """The other side of the coin: with quarantine the good ones are used, and the bad ones are kept with their reasons."""
+    sentences = [f"Sentence number {n} says that {n} times two is {2 * n}, which is true." for n in range(400)]
+    rows = [json.dumps({"text": text}) for text in sentences]
+    rows[17], rows[90] = '{"text": null}', "no JSON at all"
+    file("a.jsonl", "\n".join(rows))(Path.cwd())
+    settings = [s for s in tiny_settings if "max_steps" not in s and "eval_steps" not in s]
+    line = " ".join(["train a.jsonl data.on_bad_record=quarantine --out out train.max_steps=2", *settings])
+    code, _, err = command(line)
+    assert code == 0, err
+    aside = [json.loads(row) for row in Path("out/quarantine.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["where"] for row in aside] == ["a.jsonl:18", "a.jsonl:91"]
+    counts = json.loads(Path("out/data/facts.json").read_text(encoding="utf-8"))["counts"]
+    assert counts["bad_records"] == 2
+    assert counts["documents"] == 398

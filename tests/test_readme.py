@@ -1,0 +1,142 @@
+"""What the pages tell a person to type is what works: every command parses, those of the READMEs run, every link leads."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from zhixing import cli
+from zhixing.recipe import parse_recipe, recipe_names
+
+ROOT = Path(__file__).parent.parent
+READMES = ["README.md", "README.zh-CN.md"]
+PAGES = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+
+
+def shell_lines(page: str) -> list[tuple[str, list[str]]]:
+    """(what is echoed into it, words after `zhixing`) of each command in the page's sh blocks."""
+    found = []
+    for line in "".join(blocks(page, "sh")).splitlines():
+        match = re.match(r'(?:echo "(.*)" \| )?zhixing (.*)', line)
+        if match:
+            found.append((match[1] or "", shlex.split(match[2].split(" > ")[0], comments=True)))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_parses(page: str) -> None:
+    for _, words in shell_lines(page):
+        command = typer.main.get_command(cli.app)
+        rest = words
+        while hasattr(command, "commands"):
+            command, rest = command.commands[rest[0]], rest[1:]
+        command.make_context(words[0], list(rest))  # raises what the person would see
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_setting_is_known(page: str) -> None:
+    found = 0
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        settings = re.findall(r"\b((?:data|tokenizer|model|train|eval)\.\w+=[\w.+-]+)", line)
+        parse_recipe("", page, settings)  # those of a line together
+        found += len(settings)
+    if page.startswith("docs/first-model"):
+        assert found > 6
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    here = (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path, _, heading = target.partition("#")
+        to = here / path if path else ROOT / page
+        assert to.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", to.read_text(encoding="utf-8"), re.M)
+            assert heading in [re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings], target
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_table_of_recipes_is_complete(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", text, re.M)) == recipe_names()
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_demo_has_its_place(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    first_screen = text[: text.index("<!-- /demo-output -->")]
+    assert "<!-- demo-output -->" in first_screen
+    assert first_screen.count("\n") < 60
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_commands_of_the_readme_run(
+    page: str,
+    tiny_folder: Path,
+    tiny_settings: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One after another, as they stand, in an empty folder with some text; trainings with a very small model."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_texts", "我的文本"):
+        shutil.copytree(tiny_folder, name)
+    for name in ("other.txt", "另一个.txt"):
+        shutil.copy(tiny_folder / "english-1.txt", name)
+    lines = shell_lines(page)
+    assert len(lines) >= 14
+    for echoed, words in lines:
+        if words[0] == "train":
+            given = {word.partition("=")[0] for word in words}
+            words += [
+                s
+                for s in (*tiny_settings, "train.max_steps=3", "train.eval_steps=3")
+                if s.partition("=")[0] not in given
+            ]
+            words = ["train.max_steps=3" if word.startswith("train.max_steps=") else word for word in words]
+        if words[0] == "generate":
+            words += ["--max-new-tokens", "8"]
+        if words[0] == "import":  # the folder that somebody else gave us: the one we gave them
+            shutil.copytree(next(p for p in Path().iterdir() if p.name in ("for_others", "给别人")), words[1])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{echoed}\n".encode()), encoding="utf-8"))
+        code = cli.main(words)
+        said = capsys.readouterr()
+        assert code == 0, f"zhixing {shlex.join(words)}\n{said.err}"
+        assert said.out.strip(), f"zhixing {shlex.join(words)} printed nothing"
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_the_python_of_the_readme_runs(
+    page: str,
+    tiny_folder: Path,
+    tiny_settings: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_texts", "我的文本"):
+        shutil.copytree(tiny_folder, name)
+    (code,) = blocks(page, "python")
+    assert '"train.max_steps=500"' in code
+    small = [s for s in tiny_settings if "_steps" not in s] + ["train.max_steps=3", "train.warmup_steps=0"]
+    code = code.replace('"train.max_steps=500"', ", ".join(map(repr, small))).replace(
+        "max_new_tokens=100", "max_new_tokens=8"
+    )
+    exec(compile(code, page, "exec"), {})  # noqa: S102
+    assert "bits_per_byte" in capsys.readouterr().out
