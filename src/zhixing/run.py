@@ -8,6 +8,7 @@ A run directory is an ordinary transformers model directory that also holds how 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -26,7 +27,9 @@ from zhixing.training.memory import keep_memory
 
 keep_memory()  # before torch
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 from torch import nn  # noqa: E402
 
 from zhixing import __version__  # noqa: E402
@@ -46,7 +49,8 @@ from zhixing.progress import Progress, duration, quantity, say  # noqa: E402
 from zhixing.recipe import Recipe, check_recipe, load_recipe, parse_recipe, recipe_names  # noqa: E402
 from zhixing.tasks.generation import Completion, generate, stream  # noqa: E402
 from zhixing.tasks.scoring import score_sequences  # noqa: E402
-from zhixing.text.catalogue import dataset_facts, is_dataset  # noqa: E402
+from zhixing.text.catalogue import names as dataset_names  # noqa: E402
+from zhixing.text.catalogue import show_dataset  # noqa: E402
 from zhixing.text.readers import Documents, read_documents  # noqa: E402
 from zhixing.text.splits import split_documents  # noqa: E402
 from zhixing.tokens.batches import PackedSequences  # noqa: E402
@@ -100,7 +104,7 @@ def _asked_recipe(source: str, overrides: list[str]) -> Recipe:
     path = Path(source)
     if source in recipe_names() or (path.suffix == ".toml" and not path.is_dir()):
         return load_recipe(source, overrides)
-    if not os.path.lexists(path) and not is_dataset(source):
+    if not os.path.lexists(path) and source not in dataset_names():
         raise InputError(
             f"there is nothing called {source!r}",
             mend=f"give a file or folder of text, a .toml recipe, or one of the recipes {', '.join(recipe_names())}",
@@ -303,19 +307,28 @@ def _prepare_data(asked: Recipe, run_dir: Path) -> None:
         report = tokenizer_report(tokenizer, {"held-out text": split.heldout})
         facts = {
             "source": asked.data.source,
-            "dataset": dataset_facts(asked.data.source) if is_dataset(asked.data.source) else None,
+            "dataset": _dataset_facts(asked.data.source),
             "fingerprint": documents.fingerprint(),
-            "counts": documents.counts,
-            "split": split.report,
-            "tokenizer": {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size, **report},
+            "counts": documents.counts.to_dict(),
+            "split": dataclasses.asdict(split.report),
+            "tokenizer": report,
             "train": {"documents": shards.n_documents, "tokens": shards.n_tokens, "bytes": shards.n_bytes},
-            "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens, "bytes": heldout.n_bytes},
-        }
+            "heldout": {
+                "documents": heldout.n_documents, "tokens": heldout.n_tokens, "bytes": heldout.n_bytes,
+                "xz_bits_per_byte": xz_bits_per_byte("".join(split.heldout).encode()),
+            },
+        }  # fmt: skip
         atomic_write(folder / "facts.json", json.dumps(facts, ensure_ascii=False, indent=1))
+    say(split.report.summary())
     say(
         f"{quantity(shards.n_bytes, 'B')} to train on, {quantity(heldout.n_bytes, 'B')} held out;"
         f" {tokenizer.vocab_size} tokens in the vocabulary, {shards.n_bytes / max(1, shards.n_tokens):.2f} bytes a token"
     )
+
+
+def _dataset_facts(source: str) -> dict[str, Any] | None:
+    """Title, licence and origin, if the source is a data set of the catalogue."""
+    return dataclasses.asdict(show_dataset(source)) if source in dataset_names() and not Path(source).exists() else None
 
 
 # ---- the end of a run --------------------------------------------------------------------------------------------
@@ -335,9 +348,11 @@ def _finish(
     """Measure the best model, have it write, and leave the run directory complete."""
     run_dir = run.path
     scores = _scores(run, heldout, recipe.train.seed)
-    counts = [count_ids((s.read(0, s.n_tokens) for s in [shards]), run.tokenizer.vocab_size) for shards in (sequences.shards, heldout.shards)]
-    text = "".join(run.tokenizer.decode(heldout.shards.document(i).tolist()) for i in range(heldout.shards.n_documents)).encode()
-    baselines = {"unigram": unigram_bits_per_byte(counts[0], counts[1], heldout.shards.n_bytes), "xz -9": xz_bits_per_byte(text)}
+    counts = [count_ids(_chunks(shards), run.tokenizer.vocab_size) for shards in (sequences.shards, heldout.shards)]
+    baselines = {
+        "unigram": unigram_bits_per_byte(counts[0], counts[1], heldout.shards.n_bytes),
+        "xz -9": data_facts["heldout"]["xz_bits_per_byte"],
+    }
     atomic_write(run_dir / "scores.json", json.dumps({"model": scores.to_dict(), "baselines": baselines}, indent=1))
 
     samples = []
@@ -361,7 +376,7 @@ def _finish(
     write_card(run_dir)
     write_report(run_dir)
     bits, low, high = scores.bits_per_byte.value, scores.bits_per_byte.low, scores.bits_per_byte.high
-    say(f"held-out text: {bits:.3f} bits per byte (95 % of the interval {low:.3f} to {high:.3f}), perplexity {scores.perplexity.value:.2f}")
+    say(f"held-out text: {bits:.3f} bits per byte (95 % interval {low:.3f} to {high:.3f}), perplexity {scores.perplexity.value:.2f}")
     say("  beside it: " + ", ".join(f"{name} {value:.3f}" for name, value in baselines.items()))
     say(f"done in {duration(seconds)}; look at {run_dir / 'report.html'}")
     say(f"next:  zhixing generate {run_dir} {json.dumps(samples[0]['prompt'], ensure_ascii=False)} --stream")
@@ -371,6 +386,10 @@ def _scores(run: Run, sequences: PackedSequences, seed: int) -> LanguageScores:
     with Progress("measuring", len(sequences)) as progress:
         sums = score_sequences(run.model, sequences, watch=progress.update)
     return language_scores(sums.nll, sums.targets, sums.n_bytes, sums.correct, seed=seed)
+
+
+def _chunks(shards: Shards, size: int = 1 << 20) -> Iterator[NDArray[np.int64]]:
+    return (shards.read(start, min(size, shards.n_tokens - start)) for start in range(0, shards.n_tokens, size))
 
 
 def _heldout_prompts(run: Run, heldout: PackedSequences, count: int = 3) -> list[str]:
@@ -447,10 +466,10 @@ class Run:
         """n completions of each prompt, with ids, finish_reason ("stop" or "length") and, if asked, log-probabilities."""
         settings = DecodingSettings(
             max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=_stops(stop), n=n, seed=seed, num_beams=num_beams, length_penalty=length_penalty,
+            repetition_penalty=repetition_penalty, stop=(stop,) if isinstance(stop, str) else tuple(stop), n=n, seed=seed, num_beams=num_beams, length_penalty=length_penalty,
             logprobs=logprobs,
         )  # fmt: skip
-        return generate(self.model, self.tokenizer, list(prompts), settings)
+        return generate(self._decoder, self.tokenizer, list(prompts), settings)
 
     def stream(
         self,
@@ -468,9 +487,9 @@ class Run:
         """The continuation in pieces, as it comes; a character is never broken."""
         settings = DecodingSettings(
             max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=_stops(stop), seed=seed,
+            repetition_penalty=repetition_penalty, stop=(stop,) if isinstance(stop, str) else tuple(stop), seed=seed,
         )  # fmt: skip
-        return stream(self.model, self.tokenizer, prompt, settings)
+        return stream(self._decoder, self.tokenizer, prompt, settings)
 
     def evaluate(self, data: str | None = None) -> LanguageScores:
         """Loss, perplexity, bits per byte and next-token accuracy, with intervals, on a text or the run's own held-out part."""
@@ -490,13 +509,15 @@ class Run:
         """What the run is and how it went, for a terminal."""
         return summary(self.path)
 
+    @property
+    def _decoder(self) -> Any:
+        """The model in its fastest form for writing."""
+        model: Any = self.model
+        return model.for_decoding()
+
     def _max_len(self) -> int:
         settings: Any = self.model.settings
         return int(settings.max_len)
-
-
-def _stops(stop: str | Sequence[str]) -> list[str]:
-    return [stop] if isinstance(stop, str) else list(stop)
 
 
 def load(path: str | Path) -> Run:

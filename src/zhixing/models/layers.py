@@ -98,7 +98,7 @@ class DecodingState:
     def positions(self, count: int) -> tuple[Tensor | int, Tensor]:
         """Where `count` new tokens a row go: a start for the caches (int, or (B, T)), and the positions to embed."""
         steps = torch.arange(count, device=self.lengths.device)
-        if self.start is not None:
+        if self.start is not None and self.start + count <= self.capacity + 1:
             return self.start, self.start + steps  # (T,)
         where = self.lengths[:, None] + steps  # (B, T)
         return where, where

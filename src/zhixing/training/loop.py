@@ -72,6 +72,7 @@ class Watch:
     best_step: int = -1
     bad_evals: int = 0
     recent: list[tuple[float, float]] = field(default_factory=list)  # (training loss, held-out loss)
+    said: bool = False  # that it overfits, once a run
 
     def see(self, step: int, train_loss: float, heldout_loss: float) -> bool:
         """Take in an evaluation; True if it is the best so far."""
@@ -160,7 +161,8 @@ def fit(
             progress.close(
                 f"step {state.step:>6} of {t.max_steps}   training loss {train_loss:.3f}   held-out loss {loss:.3f}   {bits:.3f} bits per byte{mark}"
             )
-            if watch.overfits():
+            if watch.overfits() and not watch.said:
+                watch.said = True
                 say(
                     f"overfitting: held-out loss has risen {EVALUATIONS_UNTIL_OVERFIT} times in a row while training loss falls; "
                     f"the model of step {watch.best_step} is kept"
