@@ -573,8 +573,11 @@ def test_a_second_trainer_is_refused_until_the_first_is_gone(tmp_path: Path, wit
         pass
     holder.kill()
     holder.wait()
+    left = tmp_path / "run" / f".samples.jsonl.tmp-{holder.pid}-0123abcd"
+    left.write_text("half")
     try:
         with run_lock(tmp_path / "run"):  # a forked child that lives on does not keep the lock
+            assert not left.exists()
             with pytest.raises(InputError, match=f"process {os.getpid()} holds"), run_lock(tmp_path / "run"):
                 pass
         with run_lock(tmp_path / "run"):

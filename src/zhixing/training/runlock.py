@@ -17,6 +17,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from zhixing.errors import InputError
+from zhixing.files import clear_leftovers
 from zhixing.progress import say
 
 LOCK = "run.lock"
@@ -38,6 +39,8 @@ if hasattr(os, "register_at_fork"):
 @contextlib.contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Hold RUN/run.lock; InputError naming the process that has it, if another trains there.
+
+    What killed trainers left half written in RUN is swept away.
 
     On a system without flock (Windows) nothing is locked.
     """
@@ -63,6 +66,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        clear_leftovers(path.parent)  # of a trainer that was killed
         yield
     finally:
         # the file stays: to delete it would let two processes lock two files of one name
