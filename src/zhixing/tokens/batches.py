@@ -84,7 +84,8 @@ class PackedSequences:
         """
         targets = self.sequential(first, count).targets.numpy()  # (B, T)
         sizes = np.where(targets == IGNORED, 0.0, self._sizes[np.maximum(targets, 0)])  # (B, T)
-        return np.rint(sizes.sum(axis=1)).astype(np.int64)
+        rounded: NDArray[np.int64] = np.rint(sizes.sum(axis=1)).astype(np.int64)
+        return rounded
 
     def _cut(self, windows: NDArray[np.int64]) -> Batch:
         T = self.length
@@ -96,6 +97,6 @@ class PackedSequences:
                 row[0] = self.shards.eos_id
             tokens = self.shards.read(max(start, 0), stop - max(start, 0))
             row[stop - start - len(tokens) : stop - start] = tokens
-        inputs, targets = rows[:, :-1], rows[:, 1:].copy()
-        inputs = np.where(inputs == IGNORED, self.shards.pad_id, inputs)
+        targets = rows[:, 1:].copy()  # (B, T)
+        inputs = np.where(targets == IGNORED, self.shards.pad_id, rows[:, :-1])  # (B, T)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))

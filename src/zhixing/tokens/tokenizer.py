@@ -68,21 +68,17 @@ class Tokenizer:
     unk_id       the unknown character or word; None for bpe, which knows every byte
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, eos: str, pad: str, unk: str | None = None) -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, kind: Kind, eos: str, pad: str, unk: str | None = None) -> None:
         self._inner = inner
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True  # text of a special token is text
-        self.kind: Kind = _kind(json.loads(inner.to_str()))
+        self.kind = kind
         self.eos, self.pad, self.unk = eos, pad, unk
-        self.eos_id, self.pad_id = self._special(eos), self._special(pad)
-        self.unk_id = None if unk is None else self._special(unk)
-        ids = inner.get_vocab(with_added_tokens=True).values()
-        self.vocab_size: int = max(ids) + 1
-        if self.vocab_size > 2 * len(ids) + 65536:
-            raise InputError(
-                "the tokenizer's ids have vast gaps", why=f"{len(ids)} tokens have ids up to {self.vocab_size - 1}"
-            )
+        ids: dict[str, int] = inner.get_vocab(with_added_tokens=True)
+        self.eos_id, self.pad_id = ids[eos], ids[pad]
+        self.unk_id = None if unk is None else ids[unk]
+        self.vocab_size = max(ids.values()) + 1
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, no special token among them, whatever the text says."""
@@ -119,8 +115,10 @@ class Tokenizer:
     def _encode_pieces(self, pieces: list[str]) -> list[list[int]]:
         try:
             return [encoding.ids for encoding in self._inner.encode_batch_fast(pieces, add_special_tokens=False)]
-        except UnicodeEncodeError as error:
-            raise lone_surrogate(error) from None
+        except TypeError:  # what the library says to a text that has no UTF-8
+            for piece in pieces:
+                _checked(piece)
+            raise
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Special tokens stand for no text; broken UTF-8 becomes U+FFFD, as in Python's decoder.
@@ -169,24 +167,24 @@ class Tokenizer:
         if not file.is_file():
             raise InputError("there is no tokenizer", where=str(file), mend="give a run folder or a tokenizer.json")
         try:
-            inner = tokenizers.Tokenizer.from_str(file.read_bytes().decode("utf-8-sig"))
+            text = file.read_bytes().decode("utf-8-sig")
+            settings = json.loads(text)
+            kind, names = _kind(settings), _names(settings)
+            inner = tokenizers.Tokenizer.from_str(text)
+        except InputError as error:
+            raise InputError(error.what, where=str(file), why=error.why, mend=error.mend) from None
         except Exception as error:  # the library raises no narrower class
             raise InputError("the tokenizer cannot be read", where=str(file), why=str(error)) from None
         special = _special_names(file.parent)
-        known = inner.get_vocab(with_added_tokens=True)
-        eos = next((name for name in (special.get("eos_token"), EOS, "<|end_of_text|>", "</s>") if name in known), None)
+        eos = next((name for name in (special.get("eos_token"), EOS, "<|end_of_text|>", "</s>") if name in names), None)
         if eos is None:
             raise InputError(
                 "the tokenizer has no token that ends a text",
                 where=str(file),
                 mend='put a tokenizer_config.json with "eos_token" beside it',
             )
-        pad = next((name for name in (special.get("pad_token"), PAD) if name in known), eos)
-        try:
-            unk = UNK if UNK in known and _kind(json.loads(inner.to_str())) != "bpe" else None
-            return Tokenizer(inner, eos, pad, unk)
-        except InputError as error:
-            raise InputError(error.what, where=str(file), why=error.why, mend=error.mend) from None
+        pad = next((name for name in (special.get("pad_token"), PAD) if name in names), None) or eos
+        return Tokenizer(inner, kind, eos, pad, UNK if UNK in names and kind != "bpe" else None)
 
     def fingerprint(self) -> str:
         """64 hex digits that change whenever ids would: of a fixed multilingual text's ids and of the vocabulary."""
@@ -213,12 +211,6 @@ class Tokenizer:
                 found[i] = bytes(table[character] for character in token)
             else:
                 found[i] = token.encode()
-        return found
-
-    def _special(self, token: str) -> int:
-        found = self.token_id(token)
-        if found is None:
-            raise InputError(f"the special token {token!r} is not in the vocabulary")
         return found
 
 
@@ -269,16 +261,14 @@ def train_tokenizer(documents: Iterable[str], kind: Kind, vocab_size: int) -> To
             why="256 bytes and 2 special tokens make 258" if kind == "bpe" else "3 special tokens and 1 piece make 4",
             mend=f"take at least {least}",
         )
-    try:
-        if kind == "bpe":
-            inner = _learn_bpe(_sample(documents), vocab_size, [EOS, PAD])
-        elif kind == "word":
-            inner = _learn_words(_sample(documents), vocab_size, [EOS, PAD, UNK])
-        else:
-            inner = _learn_characters(documents, vocab_size, [EOS, PAD, UNK])
-    except UnicodeEncodeError as error:
-        raise lone_surrogate(error) from None
-    return Tokenizer(inner, EOS, PAD, None if kind == "bpe" else UNK)
+    documents = map(_checked, documents)
+    if kind == "bpe":
+        inner = _learn_bpe(_sample(documents), vocab_size, [EOS, PAD])
+    elif kind == "word":
+        inner = _learn_words(_sample(documents), vocab_size, [EOS, PAD, UNK])
+    else:
+        inner = _learn_characters(documents, vocab_size, [EOS, PAD, UNK])
+    return Tokenizer(inner, kind, EOS, PAD, None if kind == "bpe" else UNK)
 
 
 def _learn_bpe(blocks: list[str], vocab_size: int, specials: list[str]) -> tokenizers.Tokenizer:
@@ -405,6 +395,14 @@ def _pieces(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
+def _checked(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise lone_surrogate(error) from None
+    return text
+
+
 def lone_surrogate(error: UnicodeEncodeError) -> InputError:
     return InputError(
         "the text holds a lone surrogate, which is no character",
@@ -432,6 +430,18 @@ def _kind(settings: dict[str, Any]) -> Kind:
         why=f"it is a {model['type']} with the decoder {' + '.join(map(str, stages))}",
         mend="take one that is a byte-level BPE, as GPT-2, Qwen and Llama 3 have",
     )
+
+
+def _names(settings: dict[str, Any]) -> set[str]:
+    """All tokens of a tokenizer.json. Ids with vast gaps are refused: the library takes memory up to the highest."""
+    ids = {
+        **settings["model"]["vocab"],
+        **{token["content"]: token["id"] for token in settings.get("added_tokens", ())},
+    }
+    highest = max(ids.values(), default=-1)
+    if not ids or highest > 2 * len(ids) + 65536:
+        raise InputError("the tokenizer's vocabulary cannot be", why=f"{len(ids)} tokens have ids up to {highest}")
+    return set(ids)
 
 
 def _special_names(folder: Path) -> dict[str, str]:
