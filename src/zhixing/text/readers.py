@@ -512,7 +512,7 @@ def _unpacked(raw: IO[bytes], file: SourceFile) -> Iterator[bytes]:
         return
     stream: Any = raw
     if file.packed == ".gz":
-        stream = gzip.GzipFile(fileobj=raw)  # noqa: SIM115  (it holds nothing but `raw`, which the caller closes)
+        stream = gzip.GzipFile(fileobj=raw)
     elif file.packed == ".xz":
         stream = lzma.LZMAFile(raw)  # noqa: SIM115
     while block := stream.read(BLOCK):
@@ -694,9 +694,9 @@ def _next_cut(held: str, at: int) -> int | None:
     line = held.rfind("\n", at + LEAST, at + WHOLE)
     if line >= 0:
         return line + 1
-    ends = [m.end() for m in SENTENCE_END.finditer(held, at + LEAST, at + WHOLE)]
-    if ends:
-        return ends[-1]
+    for low in (at + WHOLE - LEAST, at + LEAST):  # the last sentence end is nearly always near
+        if ends := [m.end() for m in SENTENCE_END.finditer(held, low, at + WHOLE)]:
+            return ends[-1]
     blank = max(held.rfind(" ", at + LEAST, at + WHOLE), held.rfind("\u3000", at + LEAST, at + WHOLE))
     if blank >= 0:
         return blank + 1
