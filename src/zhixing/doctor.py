@@ -19,6 +19,7 @@ from typing import Literal
 
 from zhixing.progress import quantity
 from zhixing.recipe import recipe_names
+from zhixing.text.catalogue import cache_folder
 from zhixing.training.plan import (
     compiler_state,
     matmul_speed,
@@ -188,13 +189,6 @@ def _disk(folder: Path) -> Check:
     return Check("disk", value)
 
 
-def cache_folder() -> Path:
-    """Where fetched data sets lie: $ZHIXING_CACHE, else $XDG_CACHE_HOME/zhixing, else ~/.cache/zhixing."""
-    if own := os.environ.get("ZHIXING_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zhixing"
-
-
 def _cache() -> Check:
     folder = cache_folder()
     place = folder
@@ -212,7 +206,7 @@ def _extra(module: str, purpose: str) -> Check:
     version = _version(module)
     if version is None or importlib.util.find_spec(module) is None:
         return Check(
-            module, f"not installed (optional: {purpose})", "good", EXTRA_OF.get(module, f"pip install {module}")
+            module, f"not installed (optional: {purpose})", "note", EXTRA_OF.get(module, f"pip install {module}")
         )
     return Check(module, f"{version} (optional: {purpose})")
 

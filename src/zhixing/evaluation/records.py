@@ -113,6 +113,8 @@ def visible(text: str) -> str:
         code = ord(character)
         if code < 32 and character not in "\n\t":
             shown.append(chr(0x2400 + code))
+        elif code in (0x2028, 0x2029):
+            shown.append("\n")
         elif 0x7F <= code < 0xA0 or 0xD800 <= code < 0xE000 or code in (0xFFFE, 0xFFFF):
             shown.append("\ufffd")
         elif not (0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069):

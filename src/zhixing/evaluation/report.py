@@ -14,15 +14,19 @@ import shlex
 import sys
 import textwrap
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zhixing.evaluation.curves import Frame, Point, Series, line_chart, smooth, sparkline
 from zhixing.evaluation.labels import LABELS, TABLES, Words
 from zhixing.evaluation.records import RunRecords, Sample, number, read_records, visible
 from zhixing.files import atomic_write
 from zhixing.progress import duration, quantity
+
+if TYPE_CHECKING:
+    import jinja2
 
 SAMPLES_SHOWN = 6
 
@@ -68,16 +72,9 @@ def write_report(run_dir: Path | str) -> Path:
 
 def render_report(records: RunRecords) -> str:
     """The page as text; the same records give the same page."""
-    import jinja2
     from markupsafe import Markup
 
-    folder = resources.files("zhixing.evaluation")
-    style = (folder / "report.css").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["visible"] = visible
-    template = environment.from_string((folder / "report.html.jinja").read_text(encoding="utf-8"))
+    template, style = _template()
     bars = score_bars(records)
     loss, loss_is_log = loss_charts(records)
     shown, rest = shown_samples(records.samples)
@@ -104,6 +101,20 @@ def render_report(records: RunRecords) -> str:
         commands=next_commands(records),
         notes=records.notes,
     )
+
+
+@cache
+def _template() -> tuple[jinja2.Template, str]:
+    """The page and its style sheet. Jinja is loaded here: `zhixing show` does without it."""
+    import jinja2
+
+    folder = resources.files("zhixing.evaluation")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["visible"] = visible
+    template = environment.from_string((folder / "report.html.jinja").read_text(encoding="utf-8"))
+    return template, (folder / "report.css").read_text(encoding="utf-8")
 
 
 def about(records: RunRecords) -> Words:
