@@ -414,11 +414,12 @@ def test_what_cannot_be_learned_is_refused() -> None:
         assert train_tokenizer(["text"], kind, least).vocab_size == least
 
 
-def test_a_vocabulary_larger_than_the_text_allows_is_smaller(trained: dict[str, Tokenizer]) -> None:
+def test_a_vocabulary_larger_than_the_text_allows_is_smaller(capsys: pytest.CaptureFixture[str]) -> None:
     for kind in KINDS:
         tokenizer = train_tokenizer(["so little text, so little"], kind, 16_384)
         assert tokenizer.vocab_size < 300
         assert tokenizer.decode(tokenizer.encode("so little text")) == "so little text"
+    assert "fewer than 16,384" in capsys.readouterr().err
 
 
 def test_the_most_frequent_are_kept() -> None:

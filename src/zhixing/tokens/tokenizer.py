@@ -28,7 +28,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from zhixing.errors import InputError
 from zhixing.files import atomic_write
-from zhixing.progress import Progress
+from zhixing.progress import Progress, quantity, say
 
 Kind = Literal["bpe", "char", "word"]
 
@@ -283,7 +283,12 @@ def _learn_bpe(blocks: list[str], vocab_size: int, specials: list[str]) -> token
         min_frequency=2,
         show_progress=False,
     )
+    size = sum(len(block) for block in blocks)
+    if size > 1_000_000:  # takes over two seconds, in the library and so without our progress
+        say(f"learning {vocab_size:,} byte pairs from {quantity(size)} characters")
     inner.train_from_iterator(_few_words(blocks), trainer)
+    if inner.get_vocab_size() < vocab_size:
+        say(f"the text gives a vocabulary of {inner.get_vocab_size():,} tokens, fewer than {vocab_size:,}")
     return inner
 
 
