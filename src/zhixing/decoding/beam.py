@@ -20,7 +20,7 @@ Shapes: G prompts, W hypotheses a prompt (1 at first, then K), V vocab_size, C c
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -99,12 +99,18 @@ class _Search:
 
 @torch.inference_mode()
 def beam_search(
-    model: LanguageModel[S], prompts: Sequence[Sequence[int]], settings: DecodingSettings, *, batch_size: int = 64
+    model: LanguageModel[S],
+    prompts: Sequence[Sequence[int]],
+    settings: DecodingSettings,
+    *,
+    batch_size: int = 64,
+    watch: Callable[[int], object] | None = None,
 ) -> list[list[Hypothesis]]:
     """The settings.n best results of each prompt, best first, all different.
 
     At most about `batch_size` hypotheses run at once. Fewer than n results come back only where the vocabulary and the
-    room allow no more. Errors as in `generate_ids`.
+    room allow no more. `watch` is called after each step with the number of prompts that are done. Errors as in
+    `generate_ids`.
     """
     settings.check()
     rooms = []
@@ -119,10 +125,11 @@ def beam_search(
     if training:
         model.train(False)
     try:
-        results = []
+        results: list[list[Hypothesis]] = []
         for first in range(0, len(prompts), at_once):
             part = [list(prompt) for prompt in prompts[first : first + at_once]]
-            results += _search(model, part, rooms[first : first + at_once], settings)
+            told = None if watch is None else lambda done, before=first: watch(before + done)
+            results += _search(model, part, rooms[first : first + at_once], settings, told)
         return results
     finally:
         if training:
@@ -130,7 +137,11 @@ def beam_search(
 
 
 def _search(
-    model: LanguageModel[S], prompts: list[list[int]], rooms: list[int], settings: DecodingSettings
+    model: LanguageModel[S],
+    prompts: list[list[int]],
+    rooms: list[int],
+    settings: DecodingSettings,
+    watch: Callable[[int], object] | None,
 ) -> list[list[Hypothesis]]:
     device = model.head().device
     state, hidden = prefill(model, prompts, max(len(p) + r for p, r in zip(prompts, rooms, strict=True)))
@@ -150,6 +161,8 @@ def _search(
             else:
                 going += rows
         searches = [search for search in searches if search.place not in finished]
+        if watch is not None:
+            watch(len(finished))
         if not searches:
             return [finished[place] for place in range(len(prompts))]
         if going != list(range(len(state.lengths))):  # else every hypothesis went on in its place

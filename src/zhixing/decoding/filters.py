@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,12 +44,23 @@ def temperature(logits: Tensor, value: float) -> Tensor:
     return (logits - logits.amax(dim=-1, keepdim=True)) / value
 
 
+def _falling(x: Tensor) -> Tensor:
+    """x (B, V) with each row sorted, greatest first.
+
+    torch.sort also finds the places, and takes 3.3 ms for a row of 16,384 on one CPU core, more than a step of a small
+    model; NumPy takes 0.05 ms.
+    """
+    if x.device.type != "cpu":
+        return x.sort(dim=-1, descending=True).values
+    return torch.from_numpy(np.sort(x.detach().numpy(), axis=-1)).flip(-1)
+
+
 def top_k(logits: Tensor, k: int) -> Tensor:
     """Only the k greatest (Fan, Lewis & Dauphin 2018, section 5.1); what equals the k-th stays too."""
     if k >= logits.shape[-1]:
         return logits
-    least = logits.topk(k, dim=-1).values[:, -1:]  # (B, 1)
-    return logits.masked_fill(logits < least, _NEVER)
+    least = _falling(logits)[:, k - 1 : k]  # (B, 1)
+    return torch.where(logits < least, _NEVER, logits)
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
@@ -56,23 +68,15 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 
     A token stays if all more probable ones together have less than p; what equals the last of the set stays too. For
     example p = (0.5, 0.3, 0.2): 0.6 keeps two, 0.5 keeps one.
-
-    Sorting a vocabulary of 16,384 takes longer than a step of a small model, and the set is mostly small: so the 128
-    greatest are looked at first, and more only if they do not reach p.
     """
     if p >= 1:
         return logits
     probabilities = logits.softmax(dim=-1)  # (B, V)
-    size, count = logits.shape[-1], 128
-    while True:
-        greatest = probabilities.topk(min(count, size), dim=-1).values  # (B, k), falling
-        mass = greatest.cumsum(dim=-1, dtype=torch.float64)
-        if count >= size or bool((mass[:, -1] >= p).all()):
-            break
-        count *= 8
-    kept = (mass - greatest < p).sum(dim=-1, keepdim=True).clamp(min=1)  # (B, 1), how many stay
-    least = greatest.gather(-1, kept - 1)  # (B, 1)
-    return logits.masked_fill(probabilities < least, _NEVER)
+    falling = _falling(probabilities)
+    mass = falling.cumsum(dim=-1, dtype=torch.float64)
+    kept = (mass - falling < p).sum(dim=-1, keepdim=True).clamp(min=1)  # (B, 1), how many stay
+    least = falling.gather(-1, kept - 1)  # (B, 1)
+    return torch.where(probabilities < least, _NEVER, logits)
 
 
 def min_p(logits: Tensor, p: float) -> Tensor:
@@ -80,7 +84,7 @@ def min_p(logits: Tensor, p: float) -> Tensor:
     if p <= 0:
         return logits
     probabilities = logits.softmax(dim=-1)
-    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), _NEVER)
+    return torch.where(probabilities < p * probabilities.amax(dim=-1, keepdim=True), _NEVER, logits)
 
 
 def filtered(logits: Tensor, settings: DecodingSettings) -> Tensor:

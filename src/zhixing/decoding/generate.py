@@ -20,7 +20,7 @@ from torch import Tensor
 
 from zhixing.decoding.filters import filtered, forbidden, repetition_penalty
 from zhixing.decoding.protocol import LanguageModel, S, context_length
-from zhixing.decoding.sampling import draw, random_stream, refuse_not_finite, sample
+from zhixing.decoding.sampling import draw, most_probable, random_stream, refuse_not_finite, sample
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 
@@ -73,7 +73,7 @@ class _Part:
             early = [i for i, row in enumerate(self.rows) if len(row.ids) < settings.min_new_tokens]
             logits = forbidden(logits, early, settings.eos_ids or ())
         if settings.temperature == 0:
-            ids = logits.argmax(dim=-1)
+            ids = most_probable(logits)
         else:
             ids = sample(filtered(logits, settings), [draw(row.stream) for row in self.rows])
         if self.seen is not None:
@@ -244,9 +244,9 @@ def room_for(model: LanguageModel[S], prompt: list[int], settings: DecodingSetti
     vocab_size, context = model.settings.vocab_size, context_length(model)
     if not prompt:
         raise InputError("the prompt holds no token", mend="start from the tokenizer's end-of-text id")
-    for name, ids in (("the prompt", prompt), ("eos_ids", settings.eos_ids or ())):
-        wrong = next((i for i in ids if not 0 <= i < vocab_size), None)
-        if wrong is not None:
+    for name, ids in (("the prompt", prompt), ("eos_ids", settings.eos_ids)):
+        if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+            wrong = next(i for i in ids if not 0 <= i < vocab_size)
             raise InputError(
                 f"{name} has the id {wrong}, the model knows 0 to {vocab_size - 1}",
                 why="the tokenizer and the model are not of the same run",

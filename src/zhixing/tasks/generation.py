@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from zhixing.decoding.beam import beam_search
+from zhixing.decoding.beam import Hypothesis, beam_search
 from zhixing.decoding.generate import Alternatives, FinishReason, Token, generate_ids
 from zhixing.decoding.protocol import LanguageModel, S
 from zhixing.decoding.settings import DecodingSettings
@@ -121,14 +121,12 @@ def generate(
     settings = _with_ends(settings, tokenizer)
     ids = _prompt_ids(tokenizer, prompts)
     if settings.num_beams > 1:
+        with Progress("searching", total=len(prompts), unit="prompts") as progress:
+            found = beam_search(model, ids, settings, batch_size=batch_size, watch=progress.update)
         return [
-            [
-                Completion(prompt, _decode(tokenizer, found.ids), found.ids, found.finish_reason,
-                           None if settings.logprobs is None else found.logprobs, found.top, found.score)
-                for found in best
-            ]
-            for prompt, best in zip(prompts, beam_search(model, ids, settings, batch_size=batch_size), strict=True)
-        ]  # fmt: skip
+            [_from_beam(tokenizer, prompt, hypothesis, settings) for hypothesis in best]
+            for prompt, best in zip(prompts, found, strict=True)
+        ]
 
     rows: list[list[Token]] = [[] for _ in range(len(prompts) * settings.n)]
     texts = [_RowText(tokenizer, settings) for _ in rows] if settings.stop else []
@@ -190,6 +188,12 @@ def _with_ends(settings: DecodingSettings, tokenizer: Tokenizer) -> DecodingSett
 
 def _prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
     """Ids of each prompt; an empty one is the end of the text before: a new text begins."""
+    for place, prompt in enumerate(prompts):
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:  # what Python makes of a command line that is not UTF-8
+            where = f"prompt {place + 1}, character {error.start + 1}"
+            raise InputError("the prompt holds a lone surrogate, which is no character", where=where) from None
     return [ids or [tokenizer.eos_id] for ids in tokenizer.encode_batch(prompts)]
 
 
@@ -211,3 +215,9 @@ def _completion(
         logprobs = [token.logprob for token in tokens if token.logprob is not None]
         top = [token.top for token in tokens if token.top is not None]
     return Completion(prompt, _decode(tokenizer, ids) if text is None else text, ids, reason, logprobs, top)
+
+
+def _from_beam(tokenizer: Tokenizer, prompt: str, hypothesis: Hypothesis, settings: DecodingSettings) -> Completion:
+    logprobs = None if settings.logprobs is None else hypothesis.logprobs
+    ids, reason = hypothesis.ids, hypothesis.finish_reason
+    return Completion(prompt, _decode(tokenizer, ids), ids, reason, logprobs, hypothesis.top, hypothesis.score)
