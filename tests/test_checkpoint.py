@@ -575,9 +575,11 @@ def test_a_second_trainer_is_refused_until_the_first_is_gone(tmp_path: Path, wit
     holder.wait()
     left = tmp_path / "run" / f".samples.jsonl.tmp-{holder.pid}-0123abcd"
     left.write_text("half")
+    trash = tmp_path / "run" / "checkpoints" / f".step-00000005.trash-{holder.pid}-0123abcd"
+    trash.mkdir(parents=True)
     try:
         with run_lock(tmp_path / "run"):  # a forked child that lives on does not keep the lock
-            assert not left.exists()
+            assert not left.exists() and not trash.exists()
             with pytest.raises(InputError, match=f"process {os.getpid()} holds"), run_lock(tmp_path / "run"):
                 pass
         with run_lock(tmp_path / "run"):

@@ -66,7 +66,8 @@ def run_lock(run_dir: Path) -> Iterator[None]:
             ) from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        clear_leftovers(path.parent)  # of a trainer that was killed
+        for folder in (path.parent, path.parent / "checkpoints"):
+            clear_leftovers(folder)
         yield
     finally:
         # the file stays: to delete it would let two processes lock two files of one name
