@@ -52,7 +52,11 @@ def test_rows_may_leave_and_join() -> None:
     fast.step(ids[:1, :4], torch.tensor([4]), late)
     joined = state.select(torch.tensor([2, 0])).append(late)
     hidden = fast.step(torch.tensor([[1], [2], [3]]), torch.ones(3, dtype=torch.int64), joined)
-    whole = [torch.cat([ids[2, :3], torch.tensor([1])]), torch.cat([ids[0], torch.tensor([2])]), torch.cat([ids[0, :4], torch.tensor([3])])]
+    whole = [
+        torch.cat([ids[2, :3], torch.tensor([1])]),
+        torch.cat([ids[0], torch.tensor([2])]),
+        torch.cat([ids[0, :4], torch.tensor([3])]),
+    ]
     for row, sequence in enumerate(whole):
         torch.testing.assert_close(hidden[row, 0], model(sequence[None])[0, -1], rtol=1e-4, atol=1e-4)
 
@@ -62,7 +66,11 @@ def test_packing_shares_the_models_memory() -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     first, second = PackedGPT(model), PackedGPT(model)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
-    assert first.arguments[1].ctypes.data == second.arguments[1].ctypes.data == model.blocks[0].attention.qkv.weight.data_ptr()
+    assert (
+        first.arguments[1].ctypes.data
+        == second.arguments[1].ctypes.data
+        == model.blocks[0].attention.qkv.weight.data_ptr()
+    )
     with torch.no_grad():
         model.blocks[2].attention.qkv.weight.fill_(0.5)
     assert (first.arguments[1][2] == 0.5).all()

@@ -57,14 +57,22 @@ class Reversal:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("rows_at_once", [1, 5, 1000])
-def test_linear_cross_entropy_equals_torch(monkeypatch: pytest.MonkeyPatch, smoothing: float, rows_at_once: int) -> None:
+def test_linear_cross_entropy_equals_torch(
+    monkeypatch: pytest.MonkeyPatch, smoothing: float, rows_at_once: int
+) -> None:
     monkeypatch.setattr(objectives, "LOGITS_HELD", rows_at_once * 37)
     g = torch.Generator().manual_seed(0)
     hidden = torch.randn(4, 7, 16, generator=g, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(37, 16, generator=g, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 37, (4, 7), generator=g)
     targets[0, :3] = -100
-    loss = F.cross_entropy((hidden @ weight.T).view(-1, 37), targets.view(-1), ignore_index=-100, reduction="sum", label_smoothing=smoothing)
+    loss = F.cross_entropy(
+        (hidden @ weight.T).view(-1, 37),
+        targets.view(-1),
+        ignore_index=-100,
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
     wanted = torch.autograd.grad(3 * loss, [hidden, weight])
     h32, w32 = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
     ours = linear_cross_entropy(h32, w32, targets, smoothing)
@@ -141,8 +149,15 @@ def test_every_parameter_has_one_optimizer(optim: str) -> None:
 # ---- the loop --------------------------------------------------------------------------------------------------------
 
 TINY = TrainSettings(
-    max_steps=6, per_device_train_batch_size=8, optim="adamw", learning_rate=0.01, warmup_steps=2, eval_steps=3, save_steps=3, logging_steps=2
-)  # fmt: skip
+    max_steps=6,
+    per_device_train_batch_size=8,
+    optim="adamw",
+    learning_rate=0.01,
+    warmup_steps=2,
+    eval_steps=3,
+    save_steps=3,
+    logging_steps=2,
+)
 
 
 def tiny_gpt(layout: str = "qwen3", seed: int = 0) -> GPT:
@@ -152,7 +167,18 @@ def tiny_gpt(layout: str = "qwen3", seed: int = 0) -> GPT:
 
 def run(model: nn.Module, settings: TrainSettings, folder: Path, **kwargs: bool) -> None:
     torch.manual_seed(0)
-    fit(model, next_token(), make_optimizers(model, settings), Reversal(), Reversal(), settings, EvalSettings(max_sequences=32), folder, {}, **kwargs)
+    fit(
+        model,
+        next_token(),
+        make_optimizers(model, settings),
+        Reversal(),
+        Reversal(),
+        settings,
+        EvalSettings(max_sequences=32),
+        folder,
+        {},
+        **kwargs,
+    )
 
 
 def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
@@ -168,8 +194,20 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path: Path) -> None:
     models = []
     for size, times in ((8, 1), (2, 4)):
         model = tiny_gpt()
-        settings = replace(TINY, per_device_train_batch_size=size, gradient_accumulation_steps=times, optim="sgd", learning_rate=0.1)
-        fit(model, next_token(), make_optimizers(model, settings), Ragged(), Ragged(), settings, EvalSettings(), tmp_path / str(size), {})
+        settings = replace(
+            TINY, per_device_train_batch_size=size, gradient_accumulation_steps=times, optim="sgd", learning_rate=0.1
+        )
+        fit(
+            model,
+            next_token(),
+            make_optimizers(model, settings),
+            Ragged(),
+            Ragged(),
+            settings,
+            EvalSettings(),
+            tmp_path / str(size),
+            {},
+        )
         models.append(model)
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
@@ -186,7 +224,17 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path) -> None
             return super().batch(first, count)
 
     with pytest.raises(InputError) as caught:
-        fit(model, next_token(), make_optimizers(model, TINY), Poisoned(), Reversal(), TINY, EvalSettings(), tmp_path, {})
+        fit(
+            model,
+            next_token(),
+            make_optimizers(model, TINY),
+            Poisoned(),
+            Reversal(),
+            TINY,
+            EvalSettings(),
+            tmp_path,
+            {},
+        )
     assert "step 6" in caught.value.what and "samples 40 to 47" in caught.value.where
     assert (tmp_path / "checkpoints" / "step-00000003" / "MANIFEST.json").exists()
 
@@ -224,16 +272,36 @@ def test_early_stopping(tmp_path: Path) -> None:
 
     settings = replace(TINY, max_steps=60, early_stopping_patience=2, learning_rate=0.03)
     model = tiny_gpt()
-    result = fit(model, next_token(), make_optimizers(model, settings), Reversal(), Chance(), settings, EvalSettings(max_sequences=32), tmp_path, {})
+    result = fit(
+        model,
+        next_token(),
+        make_optimizers(model, settings),
+        Reversal(),
+        Chance(),
+        settings,
+        EvalSettings(max_sequences=32),
+        tmp_path,
+        {},
+    )
     assert result.ended == "early stop" and result.step < 60 and result.best_step < result.step
 
 
-@pytest.mark.parametrize("layout,optim,rate", [("qwen3", "muon", 0.02), ("llama", "adamw", 0.006), ("gpt2", "adamw", 0.006)])
+@pytest.mark.parametrize(
+    "layout,optim,rate", [("qwen3", "muon", 0.02), ("llama", "adamw", 0.006), ("gpt2", "adamw", 0.006)]
+)
 def test_a_gpt_learns_to_reverse(tmp_path: Path, layout: str, optim: str, rate: float) -> None:
     settings = replace(
-        TINY, max_steps=300, per_device_train_batch_size=64, optim=optim, learning_rate=rate, adam_learning_rate=0.006, eval_steps=300, save_steps=300,
-        warmup_steps=20, lr_scheduler_type="trapezoid",
-    )  # fmt: skip
+        TINY,
+        max_steps=300,
+        per_device_train_batch_size=64,
+        optim=optim,
+        learning_rate=rate,
+        adam_learning_rate=0.006,
+        eval_steps=300,
+        save_steps=300,
+        warmup_steps=20,
+        lr_scheduler_type="trapezoid",
+    )
     model = tiny_gpt(layout)
     run(model, settings, tmp_path)
     assert _accuracy(model) > 0.99
@@ -241,7 +309,14 @@ def test_a_gpt_learns_to_reverse(tmp_path: Path, layout: str, optim: str, rate: 
 
 def test_an_lstm_learns_to_reverse(tmp_path: Path) -> None:
     settings = replace(
-        TINY, max_steps=500, per_device_train_batch_size=64, optim="adamw", learning_rate=0.01, eval_steps=500, save_steps=500, warmup_steps=20
+        TINY,
+        max_steps=500,
+        per_device_train_batch_size=64,
+        optim="adamw",
+        learning_rate=0.01,
+        eval_steps=500,
+        save_steps=500,
+        warmup_steps=20,
     )
     model = LSTM(LSTMSettings(8, 96, 1, 32, 0.0, True), torch.Generator().manual_seed(0))
     run(model, settings, tmp_path)

@@ -20,5 +20,6 @@ class InputError(ValueError):
 
     def message(self) -> str:
         lines = [self.what]
-        lines += [f"  {name}: {text}" for name, text in (("where", self.where), ("why", self.why), ("mend", self.mend)) if text]
+        parts = (("where", self.where), ("why", self.why), ("mend", self.mend))
+        lines += [f"  {name}: {text}" for name, text in parts if text]
         return "\n".join(lines)

@@ -161,7 +161,9 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError("the recipe is not UTF-8", where=f"{path}, byte {error.start}", mend="save it as UTF-8") from None
+        raise InputError(
+            "the recipe is not UTF-8", where=f"{path}, byte {error.start}", mend="save it as UTF-8"
+        ) from None
     return parse_recipe(text, str(path), overrides)
 
 
@@ -170,7 +172,11 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"the recipe is not valid TOML: {error}", where=where) from None
+        raise InputError(
+            f"the recipe is not valid TOML: {error}",
+            where=where,
+            mend='write [table] on a line, then key = value; text stands in "quotes"',
+        ) from None
     for override in overrides or []:
         table, key, value = _parse_override(override)
         raw.setdefault(table, {})[key] = value
@@ -179,7 +185,9 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
         line = _line_of(text, table, None)
         if table not in TABLES:
             raise InputError(
-                f"unknown table [{table}]" if isinstance(values, dict) else f"the key {table!r} stands outside every table",
+                f"unknown table [{table}]"
+                if isinstance(values, dict)
+                else f"the key {table!r} stands outside every table",
                 where=f"{where}:{line}" if line else where,
                 mend=f"the tables are {', '.join(f'[{t}]' for t in TABLES)}" + _nearest(table, list(TABLES)),
             )
@@ -192,56 +200,106 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
 def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     """Refuse values that cannot work, before anything is read or built."""
     m, t = recipe.model, recipe.train
+    key: str
+    value: Any
+    kv: int
 
     def refuse(key: str, why: str, mend: str = "") -> typing.NoReturn:
         raise InputError(f"{key} cannot be used", where=where, why=why, mend=mend)
 
+    least: int
     for key, value, least in (
-        ("model.d_model", m.d_model, 1), ("model.n_layers", m.n_layers, 1), ("model.n_heads", m.n_heads, 1),
-        ("model.max_len", m.max_len, 2), ("train.per_device_train_batch_size", t.per_device_train_batch_size, 1),
-        ("train.gradient_accumulation_steps", t.gradient_accumulation_steps, 1), ("train.max_steps", t.max_steps, 1),
-        ("train.warmup_steps", t.warmup_steps, 0), ("train.logging_steps", t.logging_steps, 1),
-        ("train.eval_steps", t.eval_steps, 1), ("train.save_steps", t.save_steps, 1),
-        ("train.save_total_limit", t.save_total_limit, 2), ("train.seed", t.seed, 0), ("train.threads", t.threads, 1),
-        ("model.n_kv_heads", m.n_kv_heads, 1), ("model.d_ff", m.d_ff, 1),
+        ("model.d_model", m.d_model, 1),
+        ("model.n_layers", m.n_layers, 1),
+        ("model.n_heads", m.n_heads, 1),
+        ("model.max_len", m.max_len, 2),
+        ("train.per_device_train_batch_size", t.per_device_train_batch_size, 1),
+        ("train.gradient_accumulation_steps", t.gradient_accumulation_steps, 1),
+        ("train.max_steps", t.max_steps, 1),
+        ("train.warmup_steps", t.warmup_steps, 0),
+        ("train.logging_steps", t.logging_steps, 1),
+        ("train.eval_steps", t.eval_steps, 1),
+        ("train.save_steps", t.save_steps, 1),
+        ("train.save_total_limit", t.save_total_limit, 2),
+        ("train.seed", t.seed, 0),
+        ("train.threads", t.threads, 1),
+        ("model.n_kv_heads", m.n_kv_heads, 1),
+        ("model.d_ff", m.d_ff, 1),
         ("eval.per_device_eval_batch_size", recipe.eval.per_device_eval_batch_size, 1),
-        ("eval.max_sequences", recipe.eval.max_sequences, 1), ("eval.max_new_tokens", recipe.eval.max_new_tokens, 1),
-    ):  # fmt: skip
+        ("eval.max_sequences", recipe.eval.max_sequences, 1),
+        ("eval.max_new_tokens", recipe.eval.max_new_tokens, 1),
+        ("train.early_stopping_patience", t.early_stopping_patience, 0),
+    ):
         if value != "auto" and value < least:
-            refuse(key, f"it is {value}, the least possible value is {least}")
-    for key, value in (("train.learning_rate", t.learning_rate), ("train.adam_learning_rate", t.adam_learning_rate),
-                       ("train.num_train_epochs", t.num_train_epochs), ("model.rope_theta", m.rope_theta),
-                       ("model.norm_eps", m.norm_eps)):  # fmt: skip
+            refuse(key, f"it is {value}, the least possible value is {least}", f"set it to {least} or more")
+    for key, value in (
+        ("train.learning_rate", t.learning_rate),
+        ("train.adam_learning_rate", t.adam_learning_rate),
+        ("train.num_train_epochs", t.num_train_epochs),
+        ("model.rope_theta", m.rope_theta),
+        ("model.norm_eps", m.norm_eps),
+        ("train.adam_epsilon", t.adam_epsilon),
+    ):
         if not 0 < value < float("inf"):
-            refuse(key, f"it is {value}, it must be above 0 and finite")
-    for key, value in (("model.dropout", m.dropout), ("data.heldout_fraction", recipe.data.heldout_fraction),
-                       ("train.label_smoothing_factor", t.label_smoothing_factor)):  # fmt: skip
+            refuse(key, f"it is {value}, it must be above 0 and finite", "set it to a number above 0")
+    for key, value in (("train.weight_decay", t.weight_decay), ("train.max_grad_norm", t.max_grad_norm)):
+        if not 0 <= value < float("inf"):
+            refuse(key, f"it is {value}, it must be at least 0 and finite", "set it to 0 or more")
+    for key, value in (("train.decay_fraction", t.decay_fraction), ("train.min_lr_ratio", t.min_lr_ratio)):
+        if not 0 <= value <= 1:
+            refuse(key, f"it is {value}, it is a share", "set it to a number from 0 to 1")
+    for key, value in (
+        ("model.dropout", m.dropout),
+        ("data.heldout_fraction", recipe.data.heldout_fraction),
+        ("train.label_smoothing_factor", t.label_smoothing_factor),
+        ("train.momentum", t.momentum),
+        ("train.adam_beta1", t.adam_beta1),
+        ("train.adam_beta2", t.adam_beta2),
+    ):
         if not 0 <= value < 1:
-            refuse(key, f"it is {value}, it must be at least 0 and below 1")
+            refuse(key, f"it is {value}, it must be at least 0 and below 1", "set it to a number in between")
     if m.family == "gpt":
         if m.d_model % m.n_heads:
-            refuse("model.d_model", f"{m.d_model} is not divisible by model.n_heads = {m.n_heads}",
-                   f"take {m.d_model // m.n_heads * m.n_heads or m.n_heads} or {(m.d_model // m.n_heads + 1) * m.n_heads}")  # fmt: skip
+            refuse(
+                "model.d_model",
+                f"{m.d_model} is not divisible by model.n_heads = {m.n_heads}",
+                f"take {m.d_model // m.n_heads * m.n_heads or m.n_heads} or {(m.d_model // m.n_heads + 1) * m.n_heads}",
+            )
         kv = m.n_heads if m.n_kv_heads == "auto" else m.n_kv_heads
         if m.n_heads % kv:
-            refuse("model.n_kv_heads", f"model.n_heads = {m.n_heads} is not divisible by it ({kv})")
+            why = f"model.n_heads = {m.n_heads} is not divisible by it ({kv})"
+            refuse("model.n_kv_heads", why, "take a divisor of model.n_heads, or leave it out")
         if m.layout == "gpt2" and kv != m.n_heads:
-            refuse("model.n_kv_heads", "the gpt2 layout has no grouped queries", "take model.layout = \"qwen3\" or leave it out")
+            refuse(
+                "model.n_kv_heads",
+                "the gpt2 layout has no grouped queries",
+                'take model.layout = "qwen3" or leave it out',
+            )
         if m.layout != "gpt2" and (m.d_model // m.n_heads) % 2:
-            refuse("model.n_heads", f"rotary positions need an even head size, {m.d_model} / {m.n_heads} is odd")
+            why = f"rotary positions need an even head size, {m.d_model} / {m.n_heads} is odd"
+            refuse("model.n_heads", why, f"take model.d_model = {m.d_model + m.n_heads}, or other heads")
         if m.embeddings:
-            refuse("model.embeddings", "only the lstm family starts from given vectors")
+            why = "only the lstm family starts from given vectors"
+            refuse("model.embeddings", why, 'leave it out, or set model.family = "lstm"')
     if recipe.tokenizer.vocab_size != "auto" and recipe.tokenizer.kind == "bpe" and recipe.tokenizer.vocab_size < 258:
-        refuse("tokenizer.vocab_size", f"a byte-level vocabulary has 256 bytes and 2 special tokens, {recipe.tokenizer.vocab_size} is below 258")
+        refuse(
+            "tokenizer.vocab_size",
+            f"a byte-level vocabulary has 256 bytes and 2 special tokens, {recipe.tokenizer.vocab_size} is below 258",
+            "set it to 258 or more, or leave it out",
+        )
 
 
 def _parse_override(override: str) -> tuple[str, str, Any]:
     name, equals, text = override.partition("=")
     table, dot, key = name.strip().partition(".")
     if not equals or not dot:
-        raise InputError(f"{override!r} is not a setting", mend="write table.key=value, for example train.max_steps=200")
+        raise InputError(
+            f"{override!r} is not a setting", mend="write table.key=value, for example train.max_steps=200"
+        )
     if table not in TABLES:
-        raise InputError(f"unknown table in {override!r}", mend=f"the tables are {', '.join(TABLES)}" + _nearest(table, list(TABLES)))
+        raise InputError(
+            f"unknown table in {override!r}", mend=f"the tables are {', '.join(TABLES)}" + _nearest(table, list(TABLES))
+        )
     try:
         value = tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
@@ -251,21 +309,29 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 def _build(cls: type, table: str, values: Any, text: str, where: str) -> Any:
     if not isinstance(values, dict):
-        raise InputError(f"[{table}] must be a table", where=where)
+        raise InputError(f"[{table}] must be a table", where=where, mend=f"write [{table}] on a line, then its keys")
     hints = typing.get_type_hints(cls)
     kept = {}
     for key, value in values.items():
         line = _line_of(text, table, key)
         place = f"{where}:{line}" if line else where
         if key not in hints:
-            raise InputError(f"unknown key {table}.{key}", where=place, mend=(_nearest(key, list(hints)) or f"; known: {', '.join(hints)}")[2:])
+            raise InputError(
+                f"unknown key {table}.{key}",
+                where=place,
+                mend=(_nearest(key, list(hints)) or f"; known: {', '.join(hints)}")[2:],
+            )
         kept[key] = _checked(hints[key], value, f"{table}.{key}", place)
     return cls(**kept)
 
 
 def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
     """`value` as the type `hint` says; InputError if it is of another type."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    options = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
     for option in options:
         if typing.get_origin(option) is Literal:
             if any(value == choice and type(value) is type(choice) for choice in typing.get_args(option)):
@@ -277,7 +343,11 @@ def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
             return float(value)
         elif type(value) is option:  # bool is no int here
             return value
-    raise InputError(f"{key} = {value!r} is of the wrong kind", where=where, mend="it takes " + " or ".join(_kind(o) for o in options))
+    raise InputError(
+        f"{key} = {value!r} is of the wrong kind",
+        where=where,
+        mend="it takes " + " or ".join(_kind(o) for o in options),
+    )
 
 
 def _kind(option: Any) -> str:
@@ -301,9 +371,9 @@ def _line_of(text: str, table: str, key: str | None) -> int | None:
             inside = heading.group(1) == table
             if inside and key is None:
                 return number
-        elif key is None and re.match(rf"\s*{re.escape(table)}\s*=", line):
-            return number
-        elif key is not None and inside and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
+        elif (key is None and re.match(rf"\s*{re.escape(table)}\s*=", line)) or (
+            key is not None and inside and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line)
+        ):
             return number
     return None
 

@@ -39,7 +39,7 @@ from zhixing.evaluation.baselines import count_ids, unigram_bits_per_byte, xz_bi
 from zhixing.evaluation.card import write_card  # noqa: E402
 from zhixing.evaluation.language import LanguageScores, language_scores  # noqa: E402
 from zhixing.evaluation.report import summary, write_report  # noqa: E402
-from zhixing.files import atomic_dir, atomic_write, verify_manifest, write_manifest  # noqa: E402
+from zhixing.files import atomic_dir, atomic_write, verify_manifest  # noqa: E402
 from zhixing.interchange.import_export import export_model, import_model  # noqa: E402
 from zhixing.interchange.model_directory import read_model_directory, write_model_directory  # noqa: E402
 from zhixing.interchange.word_vectors_text import read_word_vectors  # noqa: E402
@@ -112,7 +112,13 @@ def _asked_recipe(source: str, overrides: list[str]) -> Recipe:
     recipe = parse_recipe(f"[data]\nsource = {json.dumps(source)}\n", source, overrides)
     size = _text_size(path) if os.path.lexists(path) else 0
     if 0 < size < 300_000:  # so little text needs, and can teach, only a very small model
-        small = ["model.d_model=128", "model.n_layers=2", "model.n_heads=2", "model.max_len=128", "train.per_device_train_batch_size=8"]
+        small = [
+            "model.d_model=128",
+            "model.n_layers=2",
+            "model.n_heads=2",
+            "model.max_len=128",
+            "train.per_device_train_batch_size=8",
+        ]
         recipe = parse_recipe(f"[data]\nsource = {json.dumps(source)}\n", source, small + overrides)
     return recipe
 
@@ -123,14 +129,27 @@ def _text_size(path: Path) -> int:
 
 
 def _run_dir(source: str, out: str | None, resume: bool) -> Path:
-    run_dir = Path(out) if out else Path("runs") / (re.sub(r"\W+", "-", Path(source).stem or Path(source).name).strip("-") or "run")
+    run_dir = (
+        Path(out)
+        if out
+        else Path("runs") / (re.sub(r"\W+", "-", Path(source).stem or Path(source).name).strip("-") or "run")
+    )
     begun = (run_dir / "recipe.toml").exists() or (run_dir / "config.json").exists()
-    if resume and not begun and run_dir.exists() and any(p.name != "run.lock" for p in run_dir.iterdir()) and not (run_dir / "data").exists():
-        raise InputError(f"{run_dir} is not a run, so there is nothing to resume", mend="give the folder of a run with --out")
+    if (
+        resume
+        and not begun
+        and run_dir.exists()
+        and any(p.name != "run.lock" for p in run_dir.iterdir())
+        and not (run_dir / "data").exists()
+    ):
+        raise InputError(
+            f"{run_dir} is not a run, so there is nothing to resume", mend="give the folder of a run with --out"
+        )
     if not resume and run_dir.exists() and any(p.name != "run.lock" for p in run_dir.iterdir()):
         if out:
             raise InputError(
-                f"{run_dir} is not empty", mend="take another --out, or add --resume to go on with the run that is there"
+                f"{run_dir} is not empty",
+                mend="take another --out, or add --resume to go on with the run that is there",
             )
         number = 2
         while (numbered := run_dir.with_name(f"{run_dir.name}-{number}")).exists():
@@ -157,9 +176,14 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
     heldout = PackedSequences(heldout_shards, max_len, seed=0)
     bf16, compiled = recipe.train.bf16 is True, recipe.train.compile is True
     plan = plan_run(
-        recipe, tokenizer.vocab_size, shards.n_tokens, processes=parallel.world, bf16=bf16, available=memory_available(),
+        recipe,
+        tokenizer.vocab_size,
+        shards.n_tokens,
+        processes=parallel.world,
+        bf16=bf16,
+        available=memory_available(),
         flops_per_second=matmul_speed("bfloat16" if bf16 else "float32"),
-    )  # fmt: skip
+    )
     plan.check_fits()
     if asked.train.compile == "auto" and compiled:
         compiled = plan.seconds is not None and plan.seconds[0] > 8 * COMPILE_SECONDS
@@ -169,18 +193,38 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
         say(plan.text())
         say(_precision_line(asked, bf16, compiled))
 
-    torch.manual_seed(recipe.train.seed + 1 + parallel.rank)  # dropout's noise; initialisation has a generator of its own
+    torch.manual_seed(
+        recipe.train.seed + 1 + parallel.rank
+    )  # dropout's noise; initialisation has a generator of its own
     model = build_model(recipe, tokenizer, torch.Generator().manual_seed(recipe.train.seed))
     facts = {
-        "recipe": _recipe_hash(recipe), "tokenizer": tokenizer.fingerprint(), "data": data_facts["fingerprint"], "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "world": parallel.world, "dtype": "bfloat16" if bf16 else "float32", "compiled": compiled,
+        "recipe": _recipe_hash(recipe),
+        "tokenizer": tokenizer.fingerprint(),
+        "data": data_facts["fingerprint"],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "world": parallel.world,
+        "dtype": "bfloat16" if bf16 else "float32",
+        "compiled": compiled,
         "processor": platform.processor() or platform.machine(),
-    }  # fmt: skip
+    }
     optimizers = make_optimizers(model, recipe.train, torch.bfloat16 if native_bf16() else torch.float32)
     result = fit(
-        model, next_token(recipe.train.label_smoothing_factor), optimizers, sequences, heldout, recipe.train, recipe.eval, run_dir, facts, parallel,
-        resume=resume, bf16=bf16, compiled=compiled, bytes_per_token=heldout.n_bytes / heldout.n_targets,
-    )  # fmt: skip
+        model,
+        next_token(recipe.train.label_smoothing_factor),
+        optimizers,
+        sequences,
+        heldout,
+        recipe.train,
+        recipe.eval,
+        run_dir,
+        facts,
+        parallel,
+        resume=resume,
+        bf16=bf16,
+        compiled=compiled,
+        bytes_per_token=heldout.n_bytes / heldout.n_targets,
+    )
     if result.ended == "signal":
         if parallel.main:
             say(f"go on with:  zhixing train ... --out {run_dir} --resume")
@@ -189,7 +233,9 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
         restore_model(model, load_step(run_dir, result.best_step).model)
     run = Run(run_dir, model.eval(), tokenizer)
     if parallel.main:
-        _finish(run, recipe, plan.parameters, facts, data_facts, result, sequences, heldout, time.perf_counter() - began)
+        _finish(
+            run, recipe, plan.parameters, facts, data_facts, result, sequences, heldout, time.perf_counter() - began
+        )
     parallel.barrier()
     return run
 
@@ -215,7 +261,10 @@ def _resolve(asked: Recipe, tokenizer: Tokenizer, shards: Shards, parallel: Para
         threads=_threads(asked, parallel),
     )
     recipe = replace(
-        asked, model=model, train=resolved, tokenizer=replace(asked.tokenizer, kind=tokenizer.kind, vocab_size=tokenizer.vocab_size)
+        asked,
+        model=model,
+        train=resolved,
+        tokenizer=replace(asked.tokenizer, kind=tokenizer.kind, vocab_size=tokenizer.vocab_size),
     )
     check_recipe(recipe)
     return recipe
@@ -237,10 +286,11 @@ def _check_same_recipe(recipe: Recipe, run_dir: Path, resume: bool) -> None:
         for key, value in values.items():
             if stored[table][key] != value and key not in MACHINE_KEYS:
                 raise InputError(
-                    f"the run was begun with {table}.{key} = {stored[table][key]!r}, now it is {value!r}", where=str(path),
+                    f"the run was begun with {table}.{key} = {stored[table][key]!r}, now it is {value!r}",
+                    where=str(path),
                     why="a run can only go on with its own recipe",
                     mend="give the same settings, or train into another --out",
-                )  # fmt: skip
+                )
 
 
 def _precision_line(asked: Recipe, bf16: bool, compiled: bool) -> str:
@@ -252,7 +302,9 @@ def _precision_line(asked: Recipe, bf16: bool, compiled: bool) -> str:
         numbers = "fp32"
     if compiled:
         return f"numbers {numbers}; torch.compile on: the first step takes up to {COMPILE_SECONDS} s"
-    return f"numbers {numbers}; torch.compile off" + (" (not worth its first step here)" if asked.train.compile == "auto" else "")
+    return f"numbers {numbers}; torch.compile off" + (
+        " (not worth its first step here)" if asked.train.compile == "auto" else ""
+    )
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generator | None = None) -> GPT | LSTM:
@@ -265,18 +317,30 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generator
             matrix, found = read_word_vectors(Path(m.embeddings), words)
             if matrix.shape[1] != m.d_model:
                 raise InputError(
-                    f"the word vectors have {matrix.shape[1]} dimensions, model.d_model is {m.d_model}", where=m.embeddings,
+                    f"the word vectors have {matrix.shape[1]} dimensions, model.d_model is {m.d_model}",
+                    where=m.embeddings,
                     mend=f"set model.d_model={matrix.shape[1]}",
-                )  # fmt: skip
+                )
             say(f"word vectors for {int(found.sum())} of {vocab_size} entries from {m.embeddings}")
             model.load_embeddings(matrix, found)
         return model
     return GPT(
         GPTSettings(
-            vocab_size, m.layout, m.d_model, m.n_layers, m.n_heads, n_kv_heads(m), d_ff(m), m.max_len, m.dropout, m.tie_embeddings, m.rope_theta, m.norm_eps
+            vocab_size,
+            m.layout,
+            m.d_model,
+            m.n_layers,
+            m.n_heads,
+            n_kv_heads(m),
+            d_ff(m),
+            m.max_len,
+            m.dropout,
+            m.tie_embeddings,
+            m.rope_theta,
+            m.norm_eps,
         ),
         generator,
-    )  # fmt: skip
+    )
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -314,15 +378,17 @@ def _prepare_data(asked: Recipe, run_dir: Path) -> None:
             "tokenizer": report,
             "train": {"documents": shards.n_documents, "tokens": shards.n_tokens, "bytes": shards.n_bytes},
             "heldout": {
-                "documents": heldout.n_documents, "tokens": heldout.n_tokens, "bytes": heldout.n_bytes,
+                "documents": heldout.n_documents,
+                "tokens": heldout.n_tokens,
+                "bytes": heldout.n_bytes,
                 "xz_bits_per_byte": xz_bits_per_byte("".join(split.heldout).encode()),
             },
-        }  # fmt: skip
+        }
         atomic_write(folder / "facts.json", json.dumps(facts, ensure_ascii=False, indent=1))
     say(split.report.summary())
     say(
         f"{quantity(shards.n_bytes, 'B')} to train on, {quantity(heldout.n_bytes, 'B')} held out;"
-        f" {tokenizer.vocab_size} tokens in the vocabulary, {shards.n_bytes / max(1, shards.n_tokens):.2f} bytes a token"
+        f" vocabulary of {tokenizer.vocab_size}, {shards.n_bytes / max(1, shards.n_tokens):.2f} bytes a token"
     )
 
 
@@ -357,7 +423,9 @@ def _finish(
 
     samples = []
     for number, prompt in enumerate(recipe.eval.prompts or _heldout_prompts(run, heldout)):
-        written = run.generate(prompt, max_new_tokens=recipe.eval.max_new_tokens, temperature=0.8, top_p=0.95, seed=number)
+        written = run.generate(
+            prompt, max_new_tokens=recipe.eval.max_new_tokens, temperature=0.8, top_p=0.95, seed=number
+        )
         samples.append({"prompt": prompt, "text": written, "step": result.best_step, "seed": number})
     atomic_write(run_dir / "samples.jsonl", "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
     tokens = result.tokens
@@ -366,17 +434,29 @@ def _finish(
         "tokenizer": data_facts["tokenizer"],
         "model": {"family": recipe.model.family, "layout": recipe.model.layout, "parameters": parameters},
         "run": {
-            **facts, "zhixing": __version__, "python": platform.python_version(), "steps": result.step, "best_step": result.best_step, "ended": result.ended,
-            "tokens": tokens, "training_seconds": round(result.seconds, 1), "tokens_per_second": round(tokens / max(result.seconds, 1e-9)),
-            "total_seconds": round(seconds, 1), "peak_memory_bytes": peak_memory(), "seed": recipe.train.seed,
+            **facts,
+            "zhixing": __version__,
+            "python": platform.python_version(),
+            "steps": result.step,
+            "best_step": result.best_step,
+            "ended": result.ended,
+            "tokens": tokens,
+            "training_seconds": round(result.seconds, 1),
+            "tokens_per_second": round(tokens / max(result.seconds, 1e-9)),
+            "total_seconds": round(seconds, 1),
+            "peak_memory_bytes": peak_memory(),
+            "seed": recipe.train.seed,
         },
-    }  # fmt: skip
+    }
     atomic_write(run_dir / "facts.json", json.dumps(known, ensure_ascii=False, indent=1))
     write_model_directory(run_dir, run.model, run.tokenizer)
     write_card(run_dir)
     write_report(run_dir)
     bits, low, high = scores.bits_per_byte.value, scores.bits_per_byte.low, scores.bits_per_byte.high
-    say(f"held-out text: {bits:.3f} bits per byte (95 % interval {low:.3f} to {high:.3f}), perplexity {scores.perplexity.value:.2f}")
+    say(
+        f"held-out text: {bits:.3f} bits per byte (95 % interval {low:.3f} to {high:.3f}),"
+        f" perplexity {scores.perplexity.value:.2f}"
+    )
     say("  beside it: " + ", ".join(f"{name} {value:.3f}" for name, value in baselines.items()))
     say(f"done in {duration(seconds)}; look at {run_dir / 'report.html'}")
     say(f"next:  zhixing generate {run_dir} {json.dumps(samples[0]['prompt'], ensure_ascii=False)} --stream")
@@ -439,9 +519,19 @@ class Run:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         answers = self.complete(
-            prompts, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=stop, seed=seed, num_beams=num_beams, length_penalty=length_penalty,
-        )  # fmt: skip
+            prompts,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+        )
         texts = [completions[0].text for completions in answers]
         return texts[0] if isinstance(prompt, str) else texts
 
@@ -463,13 +553,23 @@ class Run:
         length_penalty: float = 1.0,
         logprobs: int | None = None,
     ) -> list[list[Completion]]:
-        """n completions of each prompt, with ids, finish_reason ("stop" or "length") and, if asked, log-probabilities."""
+        """n completions of each prompt: text, ids, finish_reason ("stop", "length") and, if asked, log-probabilities."""
         settings = DecodingSettings(
-            max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=(stop,) if isinstance(stop, str) else tuple(stop), n=n, seed=seed, num_beams=num_beams, length_penalty=length_penalty,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            n=n,
+            seed=seed,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
             logprobs=logprobs,
-        )  # fmt: skip
-        return generate(self._decoder, self.tokenizer, list(prompts), settings)
+        )
+        return generate(self.decoder, self.tokenizer, list(prompts), settings)
 
     def stream(
         self,
@@ -486,17 +586,27 @@ class Run:
     ) -> Iterator[str]:
         """The continuation in pieces, as it comes; a character is never broken."""
         settings = DecodingSettings(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, stop=(stop,) if isinstance(stop, str) else tuple(stop), seed=seed,
-        )  # fmt: skip
-        return stream(self._decoder, self.tokenizer, prompt, settings)
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            seed=seed,
+        )
+        return stream(self.decoder, self.tokenizer, prompt, settings)
 
     def evaluate(self, data: str | None = None) -> LanguageScores:
-        """Loss, perplexity, bits per byte and next-token accuracy, with intervals, on a text or the run's own held-out part."""
+        """Loss, perplexity, bits per byte and next-token accuracy on a text, or on the run's held-out part."""
         if data is None:
             folder = self.path / "data" / "heldout"
             if not folder.exists():
-                raise InputError("this run has no held-out text of its own", where=str(self.path), mend="name a file or folder of text")
+                raise InputError(
+                    "this run has no held-out text of its own",
+                    where=str(self.path),
+                    mend="name a file or folder of text",
+                )
             return _scores(self, PackedSequences(open_shards(folder), self._max_len(), seed=0), seed=0)
         import tempfile
 
@@ -510,7 +620,7 @@ class Run:
         return summary(self.path)
 
     @property
-    def _decoder(self) -> Any:
+    def decoder(self) -> Any:
         """The model in its fastest form for writing."""
         model: Any = self.model
         return model.for_decoding()
@@ -527,7 +637,9 @@ def load(path: str | Path) -> Run:
         raise InputError(f"there is no run {str(path)!r}", mend="give the folder that `zhixing train` printed")
     if not (folder / "config.json").exists() and (folder / "checkpoints").exists():
         raise InputError(
-            "this run is not finished", where=str(folder), mend=f"go on with it: zhixing train ... --out {folder} --resume"
+            "this run is not finished",
+            where=str(folder),
+            mend=f"go on with it: zhixing train ... --out {folder} --resume",
         )
     torch.set_num_threads(usable_cores())
     model, tokenizer, _ = read_model_directory(folder)
@@ -555,7 +667,7 @@ def _bytes(size: str) -> int:
     return int(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2].lower()])
 
 
-def train_tokenizer_command(source: str, out: str, kind: str = "bpe", vocab_size: int | None = None) -> Tokenizer:
+def train_tokenizer_command(source: str, out: str, kind: Any = "bpe", vocab_size: int | None = None) -> Tokenizer:
     """Train a tokenizer on a text and save it."""
     if kind not in ("bpe", "char", "word"):
         raise InputError(f"there is no tokenizer of kind {kind!r}", mend="the kinds are bpe, char and word")

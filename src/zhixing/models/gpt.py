@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,9 @@ class Decoder(Protocol):
     """What decoding needs of a model."""
 
     settings: GPTSettings
-    training: bool
 
+    @property
+    def training(self) -> bool: ...
     def train(self, mode: bool = True) -> object: ...
     def head(self) -> Tensor: ...
     def new_state(self, rows: int, max_len: int | None = None) -> DecodingState: ...
@@ -91,7 +92,13 @@ class ModernBlock(nn.Module):
         super().__init__()
         self.attention_norm = RMSNorm(s.d_model, s.norm_eps)
         self.attention = SelfAttention(
-            s.d_model, s.n_heads, s.n_kv_heads, bias=False, qk_norm=s.layout == "qwen3", norm_eps=s.norm_eps, dropout=s.dropout
+            s.d_model,
+            s.n_heads,
+            s.n_kv_heads,
+            bias=False,
+            qk_norm=s.layout == "qwen3",
+            norm_eps=s.norm_eps,
+            dropout=s.dropout,
         )
         self.feed_forward_norm = RMSNorm(s.d_model, s.norm_eps)
         self.feed_forward = SwiGLU(s.d_model, s.d_ff)
@@ -185,7 +192,8 @@ class GPT(nn.Module):
             x = x + self.positions(positions.clamp(max=limit))
         else:
             rotary = self.rotary[positions.clamp(max=limit)]  # (T, 2, K / 2) or (B, T, 2, K / 2)
-        for layer, block in enumerate(self.blocks):
+        blocks: Any = self.blocks
+        for layer, block in enumerate(blocks):
             x = block.step(x, rotary, state.cache(layer), slots)
         state.advance(n_new)
         return self.norm(x)  # type: ignore[no-any-return]

@@ -24,8 +24,14 @@ from torch import Tensor, nn
 from zhixing.models.gpt import GPT
 from zhixing.models.layers import DecodingState
 
-FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums may be reordered (so that they vectorise); inf and NaN stay themselves
+FAST = {
+    "reassoc",
+    "contract",
+    "nsz",
+    "arcp",
+}  # sums may be reordered (so that they vectorise); inf and NaN stay themselves
 
+MOST_THREADS: int = numba.get_num_threads()  # what numba started with
 MOST_ROWS = 16  # beyond it the products are large enough for torch's own
 
 Array = Any  # np.ndarray of float32 inside compiled code
@@ -140,7 +146,7 @@ def _layer_norm(x: Array, weight: Array, bias: Array, eps: float, out: Array) ->
 
 @njit(fastmath=FAST, cache=True)
 def _norm_and_turn(head: Array, norm: Array, eps: float, turn: Array) -> None:
-    """RMS-norm one head (K,) where `norm` is not empty, then turn its pairs by turn (2, K/2) where that is not empty."""
+    """RMS-norm one head (K,) where `norm` is not empty, then turn its pairs by turn (2, K/2), where K may be 0."""
     size = head.shape[0]
     if norm.shape[0]:
         total = np.float32(0)
@@ -158,7 +164,18 @@ def _norm_and_turn(head: Array, norm: Array, eps: float, turn: Array) -> None:
 
 @njit(fastmath=FAST, cache=True)
 def _attend(
-    b: int, g: int, qkv: Array, q_norm: Array, k_norm: Array, eps: float, turn: Array, keys: Array, values: Array, place: int, scores: Array, out: Array
+    b: int,
+    g: int,
+    qkv: Array,
+    q_norm: Array,
+    k_norm: Array,
+    eps: float,
+    turn: Array,
+    keys: Array,
+    values: Array,
+    place: int,
+    scores: Array,
+    out: Array,
 ) -> None:
     """Row b, group g: store its key and value at slot `place`, then let each of its query heads look at 0..place."""
     size = keys.shape[1]
@@ -201,7 +218,16 @@ def _attend(
 
 @njit(parallel=True, cache=True)
 def attention(
-    qkv: Array, q_norm: Array, k_norm: Array, eps: float, rotary: Array, keys: Array, values: Array, lengths: Array, scores: Array, out: Array
+    qkv: Array,
+    q_norm: Array,
+    k_norm: Array,
+    eps: float,
+    rotary: Array,
+    keys: Array,
+    values: Array,
+    lengths: Array,
+    scores: Array,
+    out: Array,
 ) -> None:
     """Attend from the newest token of each row: qkv (B, (H + 2G) K), keys and values (B, G, S, K), out (B, H K).
 
@@ -218,9 +244,23 @@ def attention(
 
 @njit(fastmath=FAST, cache=True)
 def modern_step(
-    x: Array, attention_norm: Array, qkv: Array, q_norm: Array, k_norm: Array, out: Array, feed_forward_norm: Array, gate_up: Array, down: Array,
-    final_norm: Array, eps: float, rotary: Array, keys: Array, values: Array, lengths: Array, threads: int,
-) -> None:  # fmt: skip
+    x: Array,
+    attention_norm: Array,
+    qkv: Array,
+    q_norm: Array,
+    k_norm: Array,
+    out: Array,
+    feed_forward_norm: Array,
+    gate_up: Array,
+    down: Array,
+    final_norm: Array,
+    eps: float,
+    rotary: Array,
+    keys: Array,
+    values: Array,
+    lengths: Array,
+    threads: int,
+) -> None:
     """x (B, D) embeddings -> hidden states, in place. Weights are stacked over layers, (L, rows, columns)."""
     layers, rows, d_model = qkv.shape[0], x.shape[0], x.shape[1]
     heads = out.shape[2] // keys.shape[4]
@@ -235,7 +275,9 @@ def modern_step(
     for layer in range(layers):
         _rms_norm(x, attention_norm[layer], eps, normed)
         matmul(qkv[layer], normed, projected, threads)
-        attention(projected, q_norm[layer], k_norm[layer], eps, rotary, keys[layer], values[layer], lengths, scores, mixed)
+        attention(
+            projected, q_norm[layer], k_norm[layer], eps, rotary, keys[layer], values[layer], lengths, scores, mixed
+        )
         matmul(out[layer], mixed, change, threads)
         x += change
         _rms_norm(x, feed_forward_norm[layer], eps, normed)
@@ -251,10 +293,29 @@ def modern_step(
 
 @njit(fastmath=FAST, cache=True)
 def classic_step(
-    x: Array, attention_norm: Array, attention_norm_bias: Array, qkv: Array, qkv_bias: Array, out: Array, out_bias: Array, feed_forward_norm: Array,
-    feed_forward_norm_bias: Array, up: Array, up_bias: Array, down: Array, down_bias: Array, final_norm: Array, final_norm_bias: Array, eps: float,
-    no_norm: Array, no_rotary: Array, keys: Array, values: Array, lengths: Array, threads: int,
-) -> None:  # fmt: skip
+    x: Array,
+    attention_norm: Array,
+    attention_norm_bias: Array,
+    qkv: Array,
+    qkv_bias: Array,
+    out: Array,
+    out_bias: Array,
+    feed_forward_norm: Array,
+    feed_forward_norm_bias: Array,
+    up: Array,
+    up_bias: Array,
+    down: Array,
+    down_bias: Array,
+    final_norm: Array,
+    final_norm_bias: Array,
+    eps: float,
+    no_norm: Array,
+    no_rotary: Array,
+    keys: Array,
+    values: Array,
+    lengths: Array,
+    threads: int,
+) -> None:
     """The same for GPT-2's blocks: LayerNorm, biases, GELU in its tanh form."""
     layers, rows, d_model = qkv.shape[0], x.shape[0], x.shape[1]
     heads = out.shape[2] // keys.shape[4]
@@ -279,7 +340,9 @@ def classic_step(
                 u = inner[b, k] + up_bias[layer, k]
                 angle = root * (u + np.float32(0.044715) * u * u * u)
                 # tanh(a) = 1 - 2 / (exp(2a) + 1)
-                inner[b, k] = u * (np.float32(1) - np.float32(1) / (np.float32(math.exp(np.float32(2) * angle)) + np.float32(1)))
+                inner[b, k] = u * (
+                    np.float32(1) - np.float32(1) / (np.float32(math.exp(np.float32(2) * angle)) + np.float32(1))
+                )
         matmul(down[layer], inner, change, threads)
         x += change + down_bias[layer]
     _layer_norm(x, final_norm, final_norm_bias, eps, x)
@@ -296,25 +359,55 @@ class PackedGPT:
         self.model, self.settings = model, model.settings
         blocks: list[Any] = list(model.blocks)
         self.classic = self.settings.layout == "gpt2"
-        of = lambda path: _stacked([block.get_parameter(path) for block in blocks])  # noqa: E731
+
+        def of(path: str) -> Array:
+            return _stacked([block.get_parameter(path) for block in blocks])
+
         self.head_weight = model.head().detach().numpy()
         self.embedding = model.embedding.weight.detach()
         final: Any = model.norm
         eps = self.settings.norm_eps
         nothing = np.zeros((len(blocks), 0), np.float32)
         if self.classic:
-            names = ["attention_norm.weight", "attention_norm.bias", "attention.qkv.weight", "attention.qkv.bias", "attention.out.weight",
-                     "attention.out.bias", "feed_forward_norm.weight", "feed_forward_norm.bias", "feed_forward.up.weight", "feed_forward.up.bias",
-                     "feed_forward.down.weight", "feed_forward.down.bias"]  # fmt: skip
+            names = [
+                "attention_norm.weight",
+                "attention_norm.bias",
+                "attention.qkv.weight",
+                "attention.qkv.bias",
+                "attention.out.weight",
+                "attention.out.bias",
+                "feed_forward_norm.weight",
+                "feed_forward_norm.bias",
+                "feed_forward.up.weight",
+                "feed_forward.up.bias",
+                "feed_forward.down.weight",
+                "feed_forward.down.bias",
+            ]
             weights = [of(name) for name in names]
-            self.arguments = [*weights, final.weight.detach().numpy(), final.bias.detach().numpy(), eps, nothing[0], np.zeros((1, 2, 0), np.float32)]
+            self.arguments = [
+                *weights,
+                final.weight.detach().numpy(),
+                final.bias.detach().numpy(),
+                eps,
+                nothing[0],
+                np.zeros((1, 2, 0), np.float32),
+            ]
         else:
             q_norm = of("attention.q_norm.weight") if self.settings.layout == "qwen3" else nothing
             k_norm = of("attention.k_norm.weight") if self.settings.layout == "qwen3" else nothing
             self.arguments = [
-                of("attention_norm.weight"), of("attention.qkv.weight"), q_norm, k_norm, of("attention.out.weight"), of("feed_forward_norm.weight"),
-                of("feed_forward.gate_up.weight"), of("feed_forward.down.weight"), final.weight.detach().numpy(), eps, model.rotary.numpy(),
-            ]  # fmt: skip
+                of("attention_norm.weight"),
+                of("attention.qkv.weight"),
+                q_norm,
+                k_norm,
+                of("attention.out.weight"),
+                of("feed_forward_norm.weight"),
+                of("feed_forward.gate_up.weight"),
+                of("feed_forward.down.weight"),
+                final.weight.detach().numpy(),
+                eps,
+                model.rotary.numpy(),
+            ]
 
     @property
     def training(self) -> bool:
@@ -338,7 +431,7 @@ class PackedGPT:
         if self.model.positions is not None:
             x += self.model.positions.weight.detach()[state.lengths]
         threads = _use_threads()
-        step = classic_step if self.classic else modern_step
+        step: Any = classic_step if self.classic else modern_step
         step(x.numpy(), *self.arguments, state.keys.numpy(), state.values.numpy(), state.lengths.numpy(), threads)
         state.advance(n_new)
         return x.unsqueeze(1)
@@ -355,16 +448,18 @@ class PackedGPT:
 
 def _use_threads() -> int:
     """Give numba as many threads as torch has, and say how many."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    threads = min(torch.get_num_threads(), MOST_THREADS)
     numba.set_num_threads(threads)
-    return int(threads)
+    return threads
 
 
 def _stacked(parameters: list[nn.Parameter]) -> Array:
     """Parameters of equal shape as one array (L, ...), of which each becomes a view (again no copy the next time)."""
     first = parameters[0].data
     size = first.numel() * first.element_size()
-    in_place = all(p.data.is_contiguous() and p.data_ptr() == first.data_ptr() + i * size for i, p in enumerate(parameters))
+    in_place = all(
+        p.data.is_contiguous() and p.data_ptr() == first.data_ptr() + i * size for i, p in enumerate(parameters)
+    )
     same_storage = all(p.data.untyped_storage().data_ptr() == first.untyped_storage().data_ptr() for p in parameters)
     if in_place and same_storage:
         return first.as_strided((len(parameters), *first.shape), (first.numel(), *first.stride())).numpy()

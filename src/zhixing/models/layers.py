@@ -35,7 +35,7 @@ def rotary_table(head_size: int, max_len: int, theta: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """Turn each pair of channels of x (B, H, T, K) by its position's angle; cos_sin is (T, 2, K/2) or (B, T, 2, K/2)."""
+    """Turn each pair of channels of x (B, H, T, K) by its position's angle; cos_sin (T, 2, K/2) or (B, T, 2, K/2)."""
     cos, sin = cos_sin.unsqueeze(-4).unbind(-2)  # (1 or B, 1, T, K / 2) once broadcast over heads
     first, second = x.chunk(2, dim=-1)  # (B, H, T, K / 2) each
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
@@ -133,8 +133,8 @@ class JoinedLinear(nn.Linear):
 class SelfAttention(nn.Module):
     """softmax(Q K^T / sqrt(K) + mask) V over earlier tokens (Vaswani et al. 2017, eq. 1).
 
-    With n_kv_heads < n_heads several query heads share a key and value head (grouped queries, Ainslie et al. 2023); with
-    qk_norm each head's query and key are RMS-normed before they are turned (Henry et al. 2020; Qwen3).
+    With n_kv_heads < n_heads several query heads share a key and value head (grouped queries, Ainslie et al. 2023);
+    with qk_norm each head's query and key are RMS-normed before they are turned (Henry et al. 2020; Qwen3).
     """
 
     def __init__(
@@ -165,7 +165,12 @@ class SelfAttention(nn.Module):
         """x (B, T, D) -> (B, T, D); each token sees itself and what is before it."""
         q, k, v = self.heads(x, rotary)
         mixed = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0, enable_gqa=self.n_kv_heads != self.n_heads
+            q,
+            k,
+            v,
+            is_causal=True,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=self.n_kv_heads != self.n_heads,
         )  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -181,7 +186,11 @@ class SelfAttention(nn.Module):
             seen = min(int(positions.max()) + 1, cache.keys.shape[2])
             mask = _causal_mask(positions, seen).unsqueeze(1)  # (B, 1, T, S)
         mixed = F.scaled_dot_product_attention(
-            q, cache.keys[:, :, :seen], cache.values[:, :, :seen], attn_mask=mask, enable_gqa=self.n_kv_heads != self.n_heads
+            q,
+            cache.keys[:, :, :seen],
+            cache.values[:, :, :seen],
+            attn_mask=mask,
+            enable_gqa=self.n_kv_heads != self.n_heads,
         )
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 

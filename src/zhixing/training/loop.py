@@ -8,6 +8,7 @@ decides the next step (data order, learning rate) is a pure function of the step
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -40,6 +41,7 @@ from zhixing.training.parallel import Parallel
 from zhixing.training.runlock import StopSignals
 from zhixing.training.schedules import learning_rate_factor
 
+SINGLE = Parallel()
 EVALUATIONS_UNTIL_OVERFIT = 3  # held-out losses rising in a row while the training loss falls
 
 
@@ -49,7 +51,6 @@ class Sequences(Protocol):
     def __len__(self) -> int: ...
     def batch(self, first: int, count: int) -> TokenBatch: ...
     def sequential(self, first: int, count: int) -> TokenBatch: ...
-    def __bool__(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Watch:
         if len(self.recent) <= EVALUATIONS_UNTIL_OVERFIT:
             return False
         heldout = [h for _, h in self.recent]
-        return all(a < b for a, b in zip(heldout, heldout[1:], strict=False)) and self.recent[-1][0] < self.recent[0][0]
+        return all(a < b for a, b in itertools.pairwise(heldout)) and self.recent[-1][0] < self.recent[0][0]
 
 
 def fit(
@@ -101,7 +102,7 @@ def fit(
     eval_settings: EvalSettings,
     run_dir: Path,
     facts: dict[str, Any],
-    parallel: Parallel = Parallel(),
+    parallel: Parallel = SINGLE,
     *,
     resume: bool = False,
     bf16: bool = False,
@@ -138,9 +139,14 @@ def fit(
 
     def snapshot() -> TrainingState:
         return replace(
-            state, best_loss=None if watch.best_step < 0 else watch.best_loss, best_step=watch.best_step if watch.best_step >= 0 else None,
-            bad_evals=watch.bad_evals, seconds=seconds_before + time.perf_counter() - began, rng=_all_rng(parallel), facts=facts,
-        )  # fmt: skip
+            state,
+            best_loss=None if watch.best_step < 0 else watch.best_loss,
+            best_step=watch.best_step if watch.best_step >= 0 else None,
+            bad_evals=watch.bad_evals,
+            seconds=seconds_before + time.perf_counter() - began,
+            rng=_all_rng(parallel),
+            facts=facts,
+        )
 
     def save() -> None:
         taken = snapshot()  # every process takes part: each has its own random state
@@ -159,13 +165,14 @@ def fit(
             log.write({"step": state.step, "eval_loss": loss, "eval_bits_per_byte": bits, "best": best})
             mark = "  best so far" if best else ""
             progress.close(
-                f"step {state.step:>6} of {t.max_steps}   training loss {train_loss:.3f}   held-out loss {loss:.3f}   {bits:.3f} bits per byte{mark}"
+                f"step {state.step:>6} of {t.max_steps}   training loss {train_loss:.3f}"
+                f"   held-out loss {loss:.3f}   {bits:.3f} bits per byte{mark}"
             )
             if watch.overfits() and not watch.said:
                 watch.said = True
                 say(
-                    f"overfitting: held-out loss has risen {EVALUATIONS_UNTIL_OVERFIT} times in a row while training loss falls; "
-                    f"the model of step {watch.best_step} is kept"
+                    f"overfitting: held-out loss has risen {EVALUATIONS_UNTIL_OVERFIT} times in a row while training"
+                    f" loss falls; the model of step {watch.best_step} is kept"
                 )
         return 0 < t.early_stopping_patience <= watch.bad_evals
 
@@ -182,9 +189,12 @@ def fit(
             optimizers.set_factor(factor)
             first = state.step * per_step
             batches = [
-                train.batch(first + (k * parallel.world + parallel.rank) * t.per_device_train_batch_size, t.per_device_train_batch_size)
+                train.batch(
+                    first + (k * parallel.world + parallel.rank) * t.per_device_train_batch_size,
+                    t.per_device_train_batch_size,
+                )
                 for k in range(t.gradient_accumulation_steps)
-            ]  # fmt: skip
+            ]
             count = parallel.sum(torch.stack([(b.targets != IGNORED).sum() for b in batches]).sum())
             scale = parallel.world / count  # DDP takes the mean over processes
             loss_sum = torch.zeros(())
@@ -193,7 +203,7 @@ def fit(
                 with contextlib.nullcontext() if last else parallel.no_sync(net):
                     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                         loss, _ = objective(net, batch)
-                    (loss * scale).backward()
+                    torch.autograd.backward(loss * scale)
                 loss_sum += loss.detach()
             mean_loss = float(parallel.sum(loss_sum) / count)
             limit = t.max_grad_norm or math.inf
@@ -212,10 +222,17 @@ def fit(
             if log and (state.step % t.logging_steps == 0 or state.step == t.max_steps):
                 train_loss = recent_loss / recent_count
                 speed = (state.tokens_seen - tokens_logged) / (now - logged_at)
-                log.write({
-                    "step": state.step, "loss": train_loss, "learning_rate": factor * t.learning_rate, "grad_norm": grad_norm,
-                    "tokens": state.tokens_seen, "tokens_per_second": speed, "seconds": seconds_before + now - began,
-                })  # fmt: skip
+                log.write(
+                    {
+                        "step": state.step,
+                        "loss": train_loss,
+                        "learning_rate": factor * t.learning_rate,
+                        "grad_norm": grad_norm,
+                        "tokens": state.tokens_seen,
+                        "tokens_per_second": speed,
+                        "seconds": seconds_before + now - began,
+                    }
+                )
                 recent_loss, recent_count, logged_at, tokens_logged = 0.0, 0, now, state.tokens_seen
                 note = f"loss {train_loss:.3f}   {quantity(speed)} tokens/s"
                 progress.update(state.step, note)
@@ -287,7 +304,7 @@ class MetricsLog:
                 raise InputError(
                     "train.tensorboard = true needs the tensorboard package", mend="pip install 'zhixing[tensorboard]'"
                 ) from None
-            self.board = SummaryWriter(run_dir / "tensorboard", purge_step=resumed_at)  # type: ignore[no-untyped-call]
+            self.board = SummaryWriter(run_dir / "tensorboard", purge_step=resumed_at)
 
     def write(self, entry: dict[str, Any]) -> None:
         self.file.write(json.dumps(entry) + "\n")
@@ -338,10 +355,11 @@ def _resume(
     for key in ("recipe", "tokenizer", "data"):
         if stored.get(key) != facts.get(key):
             raise InputError(
-                f"the checkpoint was made with another {key}", where=str(checkpoint.path),
+                f"the checkpoint was made with another {key}",
+                where=str(checkpoint.path),
                 why=f"its hash is {stored.get(key)}, this run's {facts.get(key)}",
                 mend="train into another --out, or resume with the recipe that is saved in the run",
-            )  # fmt: skip
+            )
     differing = [k for k in ("torch", "threads", "world", "dtype", "compiled") if stored.get(k) != facts.get(k)]
     model.load_state_dict(checkpoint.model)
     restore_optimizer(optimizers.members, named, checkpoint.optimizer)
@@ -366,8 +384,7 @@ def _not_finite(
     return InputError(
         f"training stopped before step {step + 1}: {what}",
         where=f"samples {first} to {first + per_step - 1} of the data order (seed {t.seed})",
-        why="a step with it would destroy the model; the last good checkpoint is kept in " + os.fspath(run_dir / "checkpoints"),
-        mend="lower train.learning_rate (try half), raise train.warmup_steps, or set train.max_grad_norm = 1.0, then --resume",
+        why="a step with it would destroy the model; the last good checkpoint is kept in "
+        + os.fspath(run_dir / "checkpoints"),
+        mend="lower train.learning_rate (try half), raise train.warmup_steps, or set train.max_grad_norm = 1.0",
     )
-
-

@@ -88,7 +88,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Sum of cross-entropies in nats, fp32. hidden (..., D), weight (V, D), targets (...) int64, -100 = not counted."""
     flat = hidden.reshape(-1, hidden.shape[-1])  # (N, D)
-    loss: Tensor = LinearCrossEntropy.apply(flat, weight.to(flat.dtype), targets.reshape(-1), smoothing)
+    apply: Any = LinearCrossEntropy.apply
+    loss: Tensor = apply(flat, weight.to(flat.dtype), targets.reshape(-1), smoothing)
     return loss
 
 
@@ -97,8 +98,8 @@ def next_token(label_smoothing: float = 0.0) -> Objective:
 
     def objective(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         hidden = model(batch.inputs)  # (B, T, D)
-        weight: Tensor = getattr(model, "module", model).head()  # DDP keeps the model it wraps as .module
-        loss = linear_cross_entropy(hidden, weight, batch.targets, label_smoothing)
+        inner: Any = getattr(model, "module", model)  # DDP keeps the model it wraps as .module
+        loss = linear_cross_entropy(hidden, inner.head(), batch.targets, label_smoothing)
         return loss, (batch.targets != IGNORED).sum()
 
     return objective

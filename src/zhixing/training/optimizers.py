@@ -45,8 +45,8 @@ class Muon(Optimizer):
     """Momentum, orthogonalised (Jordan et al. 2024); for two-dimensional parameters only.
 
     Beside torch.optim.Muon, which the tests compare it with: a joined matrix (q, k and v in one) is split by its
-    `sizes` before, matrices of one shape are orthogonalised together, and the products run in `dtype`: torch's are always
-    bf16, which takes four times as long as fp32 on a processor without bf16 instructions (measured).
+    `sizes` before, matrices of one shape are orthogonalised together, and the products run in `dtype`: torch's are
+    always bf16, which takes four times as long as fp32 on a processor without bf16 instructions (measured).
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Muon(Optimizer):
 
 
 class Optimizers:
-    """The optimizers of a run, stepped together; each remembers its peak rate, which the schedule's factor multiplies."""
+    """The optimizers of a run, stepped together; each keeps its peak rate, which the schedule's factor multiplies."""
 
     def __init__(self, members: dict[str, Optimizer]) -> None:
         self.members = members
@@ -121,7 +121,9 @@ def make_optimizers(model: nn.Module, settings: TrainSettings, muon_dtype: torch
     named = dict(model.named_parameters())
     adam: dict[str, Any] = {"betas": (t.adam_beta1, t.adam_beta2), "eps": t.adam_epsilon, "fused": True}
     if t.optim == "sgd":
-        return Optimizers({"sgd": torch.optim.SGD(_groups(named, t.weight_decay), lr=t.learning_rate, momentum=t.momentum)})
+        return Optimizers(
+            {"sgd": torch.optim.SGD(_groups(named, t.weight_decay), lr=t.learning_rate, momentum=t.momentum)}
+        )
     if t.optim == "adam":
         return Optimizers({"adam": torch.optim.Adam(_groups(named, t.weight_decay), lr=t.learning_rate, **adam)})
     if t.optim == "adamw":
@@ -131,7 +133,7 @@ def make_optimizers(model: nn.Module, settings: TrainSettings, muon_dtype: torch
     rest = [p for n, p in named.items() if n not in matrices]
     joined = {f"{name}.weight": module.sizes for name, module in model.named_modules() if hasattr(module, "sizes")}
     sizes = {position: joined[name] for position, name in enumerate(matrices) if name in joined}
-    muon = Muon(list(matrices.values()), t.learning_rate, t.momentum, t.weight_decay, sizes, muon_dtype)  # type: ignore[arg-type]
+    muon = Muon(list(matrices.values()), t.learning_rate, t.momentum, t.weight_decay, sizes, muon_dtype)
     return Optimizers(
         {"muon": muon, "adamw": torch.optim.AdamW(rest, lr=t.adam_learning_rate, weight_decay=0.0, **adam)}
     )

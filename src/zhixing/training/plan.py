@@ -31,7 +31,7 @@ from zhixing.recipe import ModelSettings, Recipe, TrainSettings
 MiB = 2**20
 RUNTIME = 350 * MiB  # torch's libraries, its thread pools and allocator, measured with 2.13 on Linux
 LOGITS_HELD = 4 * MiB  # numbers in a chunk of logits, as training/objectives.py has it
-MATMUL_SHARE = (0.25, 0.8)  # of the speed of one large product, what whole steps of models this size reach
+MATMUL_SHARE = (0.25, 0.8)  # of the speed of one large product, what whole steps reach at a width of 256 and more
 
 
 def n_kv_heads(model: ModelSettings) -> int:
@@ -277,8 +277,11 @@ def plan_run(
     a_step = train.per_device_train_batch_size * train.gradient_accumulation_steps * processes * model.max_len
     seconds = None
     if flops_per_second:
-        least = steps * a_step * flops / (flops_per_second * processes)
-        seconds = (least / MATMUL_SHARE[1], least / MATMUL_SHARE[0])
+        evaluations = math.ceil(steps / train.eval_steps) if train.eval_steps != "auto" else 20
+        looked_at = evaluations * recipe.eval.max_sequences * model.max_len  # tokens, forward only: a third of the work
+        least = (steps * a_step + looked_at / 3) * flops / (flops_per_second * processes)
+        small = math.sqrt(min(1.0, model.d_model / 256))  # narrow products wait for memory and for Python
+        seconds = (least / MATMUL_SHARE[1], least / (MATMUL_SHARE[0] * small))
     return Plan(
         recipe=recipe,
         vocab_size=vocab_size,
