@@ -557,10 +557,8 @@ import os, sys, time
 from pathlib import Path
 from zhixing.training.runlock import run_lock
 with run_lock(Path(sys.argv[1])):
-    child = os.fork() if len(sys.argv) > 2 else 1
-    if child == 0:
-        time.sleep(60)
-    print(child, flush=True)
+    if len(sys.argv) == 2 or os.fork() == 0:
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
