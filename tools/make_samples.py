@@ -202,7 +202,8 @@ def unwrap(lines: list[str]) -> str:
 def austen(deb: Path) -> str:
     members = deb_members(checked(deb, AUSTEN_SHA256))
     novels = read_lazy_load(members[R_DATA + ".rdx"], members[R_DATA + ".rdb"])
-    return "\n\n\n".join(unwrap(novels[name]) for name in NOVELS) + "\n"
+    # Three blank lines, where zhixing's reader ends a document.
+    return "\n\n\n\n".join(unwrap(novels[name]) for name in NOVELS) + "\n"
 
 
 def tang(archive: Path) -> list[dict[str, str]]:

@@ -252,12 +252,13 @@ def is_ipv4(text: str) -> bool:
 
 
 def is_ipv6(text: str) -> bool:
-    """A real address of at least two groups, not a time (12:30:45) and not C++'s ``::``."""
+    """A real address of at least two groups and a digit, not a time (12:30:45) and not C++'s ``a::b``."""
     try:
         address = ipaddress.IPv6Address(text)
     except ValueError:
         return False
-    return sum(bool(group) for group in text.split(":")) >= 2 and not address.is_unspecified
+    groups = sum(bool(group) for group in text.split(":"))
+    return groups >= 2 and any(c.isdigit() for c in text) and not address.is_unspecified
 
 
 def is_phone(text: str) -> bool:

@@ -48,8 +48,9 @@ CHAPTER = 40_000  # characters; a chapter up to this length is one document
 PARAGRAPHS = 8_000  # characters; where there are no headings, documents are about this long
 LEAST = 1_000  # characters; a heading nearer than this to the last cut does not cut again
 
+# A chapter heading after a blank line, or whatever stands after three blank lines.
 HEADING = re.compile(
-    r"(?:(?<=\n\n)|(?<=\n \n)|\A)[ \t]*(?:"
+    r"(?<=\n\n\n\n)(?=[^\n])|(?:(?<=\n\n)|(?<=\n \n)|\A)[ \t]*(?:"
     r"(?:chapter|book|part|volume|act|canto|letter)[ \t]+(?:the[ \t])?"
     r"(?:\d+|[ivxlcdm]+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
     r"|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last)\b[^\n]{0,60}"
@@ -57,6 +58,7 @@ HEADING = re.compile(
     r"|(?:(?<=\n)|\A)[ \t\u3000]*第[0-9０-９一二三四五六七八九十百千零〇两]{1,8}[章回卷节節][^\n]{0,40}(?=\n|\Z)",
     re.IGNORECASE,
 )
+LATER = re.compile(r"\s|[。！？]")
 SENTENCE_END = re.compile(r"[。！？!?][”’」』\"')]*|\.[”’\"')]*(?=\s)\s?")
 
 
@@ -644,21 +646,31 @@ def cut_text(pieces: Iterable[str], name: str) -> Iterator[str]:
 
     Up to WHOLE characters stay one document. A longer text is cut before each chapter heading (LEAST apart, so that a
     table of contents is not cut up). Where no heading comes in time, it is cut after the last blank line within
-    PARAGRAPHS characters, or else at the nearest line end, sentence end or blank.
+    PARAGRAPHS characters, or else at the nearest line end, sentence end or blank. Where the pieces end changes nothing.
     """
     source = iter(pieces)
-    held, at, ended = "", 0, False  # held[at:] is not yet given out
-    first = True
+    held, at, ended = "", 0, False  # held[at:] is not yet given out; what stands before it, a heading looks back at
+
+    def more() -> None:
+        nonlocal held, at, ended
+        piece = next(source, None)
+        ended = piece is None
+        held, at = held[max(0, at - 4) :] + (piece or ""), min(at, 4)
+
+    while not ended and len(held) <= CHAPTER + LEAST:
+        more()
+    if ended and len(held) <= WHOLE:
+        if held:
+            yield held
+        return
+    in_chapter = HEADING.match(held) is not None
     while True:
         while not ended and len(held) - at <= CHAPTER + LEAST:
-            piece = next(source, None)
-            ended = piece is None
-            held, at = held[at:] + (piece or ""), 0
-        rest = len(held) - at
-        if ended and rest <= WHOLE and (first or not HEADING.search(held, at + LEAST)):
-            break
-        cut = _next_cut(held, at)
-        while cut is None and not ended:  # no place to cut in all that is held: look further
+            more()
+        if ended and at == len(held):
+            return
+        cut, heading = _next_cut(held, at, in_chapter)
+        while cut is None:  # no place to cut in all that is held: look further
             if len(held) - at > MAX_UNBROKEN:
                 raise InputError(
                     "a text has no place to cut it",
@@ -666,42 +678,35 @@ def cut_text(pieces: Iterable[str], name: str) -> Iterator[str]:
                     why=f"more than {MAX_UNBROKEN:,} characters without a blank, a line end or a sentence end",
                     mend="give running text; encoded or generated data is none",
                 )
-            piece = next(source, None)
-            ended = piece is None
-            held, at = held[at:] + (piece or ""), 0
-            cut = _next_cut(held, at)
-        if cut is None or cut >= len(held):
-            break
+            more()
+            cut, heading = (len(held), False) if ended else _next_cut(held, at, in_chapter)
         yield held[at:cut]
-        at, first = cut, False
-    if at < len(held):
-        yield held[at:]
+        at, in_chapter = cut, heading
 
 
-def _next_cut(held: str, at: int) -> int | None:
-    """Where the document that begins at `at` ends; None if there is no place for it in what is held."""
-    in_chapter = HEADING.match(held, at) is not None
+def _next_cut(held: str, at: int, in_chapter: bool) -> tuple[int | None, bool]:
+    """Where the document that begins at `at` ends, and whether a heading follows; None if nothing held is a place."""
     limit = at + (CHAPTER if in_chapter else WHOLE)
-    heading = HEADING.search(held, at + LEAST, limit + 100)
+    heading = HEADING.search(held, at + LEAST, limit + 200)
     if heading and heading.start() <= limit:
-        return heading.start()
+        return heading.start(), True
     if len(held) <= limit:
-        return len(held)
+        return len(held), False
     for low, high in ((at + LEAST, at + PARAGRAPHS), (at + PARAGRAPHS, at + WHOLE)):
         blank = held.rfind("\n\n", low, high)
         if blank >= 0:
-            return _past(held, blank, "\n")
+            return _past(held, blank, "\n"), False
     line = held.rfind("\n", at + LEAST, at + WHOLE)
     if line >= 0:
-        return line + 1
+        return line + 1, False
     for low in (at + WHOLE - LEAST, at + LEAST):  # the last sentence end is nearly always near
         if ends := [m.end() for m in SENTENCE_END.finditer(held, low, at + WHOLE)]:
-            return ends[-1]
-    blank = max(held.rfind(" ", at + LEAST, at + WHOLE), held.rfind("\u3000", at + LEAST, at + WHOLE))
+            return ends[-1], False
+    blank = max(held.rfind(char, at + LEAST, at + WHOLE) for char in " \u3000")
     if blank >= 0:
-        return blank + 1
-    later = re.compile(r"\s|[。！？]").search(held, at + WHOLE)
-    return later.end() if later else None
+        return blank + 1, False
+    later = LATER.search(held, at + WHOLE)
+    return (later.end() if later else None), False
 
 
 def _past(text: str, at: int, char: str) -> int:

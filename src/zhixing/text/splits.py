@@ -233,14 +233,16 @@ def _split_tail(
 ) -> Split:
     """The end of the text held out; the document that the point falls into is cut at a paragraph or a sentence."""
     total = sum(sizes)
-    point = total - max(1, round(total * fraction))
+    held_out = max(1, round(total * fraction))
+    point = total - held_out
     start = 0
     for at, size in enumerate(sizes):  # noqa: B007  (the loop finds the document that holds the point)
         if start + size > point:
             break
         start += size
     text = next(record.text for index, record in enumerate(documents.records()) if index == at)
-    cut = cut_near(text, point - start, low=1 if at == 0 else 0, high=len(text) - (at == len(sizes) - 1))
+    reach = max(20, min(2000, held_out // 4))
+    cut = cut_near(text, point - start, reach, low=1 if at == 0 else 0, high=len(text) - (at == len(sizes) - 1))
     # A held-out document that repeats one before the point is given to training.
     moved_exact = {i for i, j in exact.items() if i > at and j <= at}
     moved_near = {i for i, j in near.items() if i > at and j <= at} - moved_exact
@@ -273,13 +275,11 @@ def _split_tail(
     )
 
 
-def cut_near(text: str, point: int, *, low: int, high: int) -> int:
-    """The end of a paragraph near `point`, else of a line, a sentence or a word; `point` itself if there is none near.
+def cut_near(text: str, point: int, reach: int, *, low: int, high: int) -> int:
+    """The end of a paragraph within `reach` of `point`, else of a line, a sentence or a word, else `point` itself.
 
-    Near is within a fiftieth of the text or 2,000 characters; a better kind of place wins over a nearer one. The answer
-    lies in low..high.
+    A better kind of place wins over a nearer one. The answer lies in low..high.
     """
-    reach = max(2000, len(text) // 50) if len(text) > 8000 else max(20, len(text) // 40)
     first, last = max(low, point - reach), min(high, point + reach)
     best: dict[int, int] = {}
     for match in BREAKS.finditer(text, first, last):

