@@ -77,7 +77,9 @@ def test_all_is_flushed_before_a_name_appears_and_the_name_after(tmp_path: Path)
 
 
 def test_every_bit_of_a_manifest_counts(tmp_path: Path) -> None:
-    folder = make(tmp_path, {"step": 1234, "recipe": "9f86d081", "best": None, "ended": True})
+    folder = tmp_path / "made"
+    with atomic_dir(folder, {"step": 1234, "recipe": "9f86d081", "best": None, "ended": True}) as inside:
+        (inside / "a").write_text("a")
     path = folder / MANIFEST
     good = path.read_bytes()
     for position in range(len(good) * 8):
