@@ -48,14 +48,15 @@ CHAPTER = 40_000  # characters; a chapter up to this length is one document
 PARAGRAPHS = 8_000  # characters; where there are no headings, documents are about this long
 LEAST = 1_000  # characters; a heading nearer than this to the last cut does not cut again
 
-# A chapter heading after a blank line, or whatever stands after three blank lines.
+# The line end before a chapter heading that follows a blank line, or before whatever follows three blank lines. It
+# begins with a plain character, which the search jumps to.
 HEADING = re.compile(
-    r"(?<=\n\n\n\n)(?=[^\n])|(?:(?<=\n\n)|(?<=\n \n)|\A)[ \t]*(?:"
+    r"\n(?:(?<=\n\n\n\n)(?=[^\n])|(?:(?<=\n\n)|(?<=\n \n))[ \t]*(?:"
     r"(?:chapter|book|part|volume|act|canto|letter)[ \t]+(?:the[ \t])?"
     r"(?:\d+|[ivxlcdm]+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
     r"|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|last)\b[^\n]{0,60}"
     r"|\#{1,2}[ \t][^\n]{1,80})(?=\n|\Z)"
-    r"|(?:(?<=\n)|\A)[ \t\u3000]*第[0-9０-９一二三四五六七八九十百千零〇两]{1,8}[章回卷节節][^\n]{0,40}(?=\n|\Z)",
+    r"|[ \t\u3000]*第[0-9０-９一二三四五六七八九十百千零〇两]{1,8}[章回卷节節][^\n]{0,40}(?=\n|\Z))",
     re.IGNORECASE,
 )
 LATER = re.compile(r"\s|[。！？]")
@@ -170,8 +171,8 @@ class Documents:
     def records(self) -> Iterator[Record]:
         """One pass: cleaned documents with their groups. InputError at the first fault, unless faults are skipped."""
         if self.settings.duplicates == "near" and self._near is None:
-            pairs = cleaning.near_duplicates(lambda: (r.text for r in self._cleaned(Counts())))
-            self._near = frozenset(pairs)
+            with Progress("looking for repeated documents", self.total_bytes, "B") as progress:
+                self._near = frozenset(cleaning.near_duplicates(lambda: self._watched(progress)))
         counts = Counts(skipped_files=len(self.skipped))
         for index, record in enumerate(self._cleaned(counts)):
             if self._near and index in self._near:
@@ -188,6 +189,11 @@ class Documents:
                 mend='look at the skipped records with on_bad_record = "fail"',
             )
         self._counts = counts
+
+    def _watched(self, progress: Progress) -> Iterator[str]:
+        for record in self._cleaned(Counts()):
+            progress.update(self.bytes_read)
+            yield record.text
 
     def _cleaned(self, counts: Counts) -> Iterator[Record]:
         settings, seen = self.settings, set[bytes]()
@@ -663,7 +669,7 @@ def cut_text(pieces: Iterable[str], name: str) -> Iterator[str]:
         if held:
             yield held
         return
-    in_chapter = HEADING.match(held) is not None
+    in_chapter = HEADING.match("\n\n" + held[:WHOLE], 1) is not None
     while True:
         while not ended and len(held) - at <= CHAPTER + LEAST:
             more()
@@ -687,9 +693,9 @@ def cut_text(pieces: Iterable[str], name: str) -> Iterator[str]:
 def _next_cut(held: str, at: int, in_chapter: bool) -> tuple[int | None, bool]:
     """Where the document that begins at `at` ends, and whether a heading follows; None if nothing held is a place."""
     limit = at + (CHAPTER if in_chapter else WHOLE)
-    heading = HEADING.search(held, at + LEAST, limit + 200)
-    if heading and heading.start() <= limit:
-        return heading.start(), True
+    heading = HEADING.search(held, at + LEAST - 1, limit + 200)
+    if heading and heading.start() < limit:
+        return heading.start() + 1, True
     if len(held) <= limit:
         return len(held), False
     for low, high in ((at + LEAST, at + PARAGRAPHS), (at + PARAGRAPHS, at + WHOLE)):

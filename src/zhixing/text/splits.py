@@ -11,12 +11,13 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from zhixing.errors import InputError
 from zhixing.progress import Progress
 from zhixing.text import cleaning
-from zhixing.text.readers import Record
+from zhixing.text.readers import Documents, Record
 
 LEAST = 200  # characters that a text must have to be split
 
@@ -110,7 +111,7 @@ def split_documents(
     """Split into training and held-out documents, the same ones for the same documents, fraction and seed.
 
     `heldout` "auto" is "tail" for the pieces of one text and for a single document, else "random". `near` looks for
-    near duplicates besides exact ones (2 million characters a second).
+    near duplicates besides exact ones (a second for two million characters).
     """
     if not 0 < heldout_fraction < 1:
         raise InputError(
@@ -120,7 +121,7 @@ def split_documents(
         )
     if not isinstance(documents, Source):
         documents = TextList(documents)
-    sizes, units, first_of = _survey(documents)
+    sizes, units, exact, repeats = _survey(documents, near=near)
     total = sum(sizes)
     if total < LEAST:
         raise InputError(
@@ -129,31 +130,37 @@ def split_documents(
             mend="give more text",
         )
     tail = heldout == "tail" or (heldout == "auto" and documents.one_text) or len(set(units)) < 2
-    repeats = _repeats(documents, first_of, total) if near else {}
     if tail:
-        return _split_tail(documents, sizes, heldout_fraction, first_of, repeats)
-    return _split_random(documents, sizes, units, heldout_fraction, seed, first_of, repeats)
+        return _split_tail(documents, sizes, heldout_fraction, exact, repeats)
+    return _split_random(documents, sizes, units, heldout_fraction, seed, exact, repeats)
 
 
-def _survey(documents: Source) -> tuple[list[int], list[str], dict[int, int]]:
-    """Characters and unit (group, or own number) of each document; of exact repeats the index of the first."""
-    sizes, units = [], []
+def _survey(documents: Source, *, near: bool) -> tuple[list[int], list[str], dict[int, int], dict[int, int]]:
+    """Characters and unit (group, or own number) of each document; exact and near repeats with the earlier one."""
+    sizes: list[int] = []
+    units: list[str] = []
     first: dict[bytes, int] = {}
-    repeats = {}
-    for index, record in enumerate(documents.records()):
-        sizes.append(len(record.text))
-        units.append(f"group {record.group}" if record.group is not None else str(index))
-        earlier = first.setdefault(cleaning.text_key(record.text), index)
-        if earlier != index:
-            repeats[index] = earlier
-    return sizes, units, repeats
+    exact: dict[int, int] = {}
 
+    def look(progress: Progress) -> Iterator[str]:
+        for index, record in enumerate(documents.records()):
+            sizes.append(len(record.text))
+            units.append(f"group {record.group}" if record.group is not None else str(index))
+            earlier = first.setdefault(cleaning.text_key(record.text), index)
+            if earlier != index:
+                exact[index] = earlier
+            yield record.text
+            progress.update(documents.bytes_read if isinstance(documents, Documents) else index + 1)
 
-def _repeats(documents: Source, exact: dict[int, int], total: int) -> dict[int, int]:
-    """Near duplicates: index of the later document, index of the earlier."""
-    with Progress("looking for repeated documents", total, "characters") as progress:
-        found = cleaning.near_duplicates(lambda: (r.text for r in documents.records()), progress=progress.update)
-    return {later: earlier for later, earlier in found.items() if later not in exact}
+    total, unit = (documents.total_bytes, "B") if isinstance(documents, Documents) else (None, "documents")
+    with Progress("comparing documents", total, unit) as progress:
+        if not near:
+            for _ in look(progress):
+                pass
+            return sizes, units, exact, {}
+        passes = chain([look(progress)], repeat(None))
+        found = cleaning.near_duplicates(lambda: next(passes) or (r.text for r in documents.records()))
+    return sizes, units, exact, {later: earlier for later, earlier in found.items() if later not in exact}
 
 
 def _split_random(
