@@ -88,11 +88,12 @@ def tiny_settings() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory, english_text: str, chinese_text: str) -> Path:
-    """A folder of 60 KB of text: English in four files, a little Chinese in one."""
+    """A folder of 60 KB of text in twenty files: English in sixteen, Chinese in four."""
     folder = tmp_path_factory.mktemp("tiny_text")
+    for number in range(16):
+        (folder / f"english-{number}.txt").write_text(english_text[number * 3_000 :][:3_000], encoding="utf-8")
     for number in range(4):
-        (folder / f"english-{number}.txt").write_text(english_text[number * 12_000 : (number + 1) * 12_000])
-    (folder / "chinese.txt").write_text(chinese_text[:4_000], encoding="utf-8")
+        (folder / f"chinese-{number}.txt").write_text(chinese_text[number * 1_000 :][:1_000], encoding="utf-8")
     return folder
 
 

@@ -38,6 +38,7 @@ REFUSALS = {
     errno.EDQUOT: "free some space on the disk, then run it again (with --resume where it was training)",
     errno.EFBIG: "free some space on the disk, then run it again (with --resume where it was training)",
     errno.ENOTDIR: "check the path",
+    errno.EEXIST: "take another path",
     errno.EISDIR: "check the path",
     errno.ENAMETOOLONG: "take a shorter path",
     errno.ELOOP: "mend the circle of symbolic links",
@@ -201,10 +202,7 @@ def generate(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to continue; - reads stdin.")],
     stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes (one prompt).")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 200,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="0: always the likeliest token; 1: as the model says.  [default: 0.8; 0 with beams]"),
-    ] = None,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token; 1: as the model says.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Only the likeliest tokens that make up this share.")] = 1.0,
     min_p: Annotated[float, typer.Option(help="Only tokens at least this likely beside the likeliest.")] = 0.0,
@@ -223,8 +221,6 @@ def generate(
     texts = [_text_of(prompt, number) for number, prompt in enumerate(prompts, 1)]
     if stream and (len(texts) > 1 or n > 1 or num_beams > 1 or as_json or logprobs is not None):
         raise typer.BadParameter("--stream takes one prompt and no --n, --num-beams, --json or --logprobs")
-    if temperature is None:
-        temperature = 0.0 if num_beams > 1 else 0.8
     from zhixing.run import load
 
     loaded = load(run)
