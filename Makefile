@@ -35,13 +35,14 @@ test: lint ## lint, then every fast test
 	  select="not browser and not slow and not release and not network"; \
 	else select="not slow and not release and not network"; fi; \
 	echo "Left out: tests marked slow, release and network (make test-all runs slow; pytest -m release or -m network the others)."; \
-	$(BIN)/python -m pytest -q -m "$$select"
+	$(BIN)/python -m pytest -m "$$select"
 
 test-all: lint ## the slow tests too
-	$(BIN)/python -m pytest -q -m "not release and not network"
+	$(BIN)/python -m pytest -m "not release and not network"
 
-bench: $(READY) ## the measurements of benchmarks/RECORDS.md
-	$(BIN)/python -m benchmarks
+bench: $(READY) ## speed beside the peers (benchmarks/peers.py says what it needs)
+	$(BIN)/python benchmarks/gpt_train.py
+	$(BIN)/python benchmarks/gpt_decode.py
 
 clean: ## remove what was built and cached; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
