@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -143,7 +146,7 @@ def test_plan_of_the_default_model() -> None:
     made = plan.plan_run(_recipe(), 4096, 1_000_000, available=8 * GB, flops_per_second=1e11)
     assert made.tokens_per_step == 16 * 256 and made.tokens == 100 * 16 * 256
     assert made.epochs == pytest.approx(0.4096)
-    least = made.tokens * made.flops_per_token / 1e11
+    least = (made.tokens + 20 * 256 * 256 / 3) * made.flops_per_token / 1e11  # and 20 evaluations, forward only
     assert made.seconds == pytest.approx((least / 0.8, least / 0.25))
     assert made.with_step_time(0.5).seconds == (50.0, 50.0)
     text = made.text()
@@ -216,3 +219,31 @@ def test_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_matmul_speed_is_that_of_a_processor() -> None:
     assert 1e8 < plan.matmul_speed("float32", seconds=0.02, size=128) < 1e15
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+def test_memory_is_what_two_steps_take() -> None:
+    """A process that trains two steps of the default model, half a batch, on one thread: the plan is within a quarter."""
+    code = """
+import resource, torch
+from types import SimpleNamespace
+from zhixing.models.gpt import GPT, GPTSettings
+from zhixing.recipe import TrainSettings
+from zhixing.training.objectives import next_token
+from zhixing.training.optimizers import make_optimizers
+torch.set_num_threads(1)
+model = GPT(GPTSettings(4096))
+optimizers = make_optimizers(model, TrainSettings(), torch.float32)
+ids = torch.zeros(8, 256, dtype=torch.int64)
+for _ in range(2):
+    loss, count = next_token(0.0)(model, SimpleNamespace(inputs=ids, targets=ids))
+    (loss / count).backward()
+    optimizers.step()
+    optimizers.zero_grad()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    train = replace(TrainSettings(), per_device_train_batch_size=8)
+    planned = plan.memory_needed(ModelSettings(), train, 4096, bf16=False).total
+    assert planned == pytest.approx(int(done.stdout), rel=0.25)

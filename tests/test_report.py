@@ -229,8 +229,8 @@ def test_the_page_says_what_is_on_disk(tmp_path: Path) -> None:
     bits = 121 / math.log(2) / 120
     for piece in (
         f"{bits:.3f}", "2.641", "3.412", "4,212,992", "3.11 MB", "2 min 31 s", "912 MB", "PDDL-1.0", "It is a truth", "风不度江南岸。",
-        "A GPT (qwen3) language model of 4.21M parameters", "训练文本 · 词元数", "1,083,221", "32.4%", "zhixing generate",
-        "2.881", "held-out text · bytes a token", "[tokenizer]", "per_device_train_batch_size = 16",
+        "A GPT (qwen3) language model of 4.21M parameters", "词元数", "1,083,221", "32.4%", "zhixing generate",
+        "2.881", "texts · held-out text", "[tokenizer]", "per_device_train_batch_size = 16",
     ):  # fmt: skip
         assert piece in words or piece in " ".join(page.split()), piece
     assert page.count("<svg") == 3 + 4 + 3  # bars; loss wide and narrow, linear and log; three small ones

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zhixing.evaluation.labels import LABELS
 from zhixing.evaluation.records import RunRecords, number, read_records, visible
 from zhixing.evaluation.report import about, fact_tables, score_bars, score_table, shown_samples
 from zhixing.files import atomic_write
@@ -95,8 +96,8 @@ def _data(records: RunRecords) -> str:
     rows = next((rows for title, rows in fact_tables({"data": records.facts.get("data")}) if title[0] == "Data"), [])
     licence = _licence(records)
     said = f"Licence of the text: {_plain(licence)}." if licence else "The licence of the text is not recorded."
-    kept = [row for row in rows if not row.label[0].startswith("cleaning · personal data")]
-    return "\n\n".join(["## Data", said, _table([(row.label[0], row.value) for row in kept])]).strip()
+    kept = [row for row in rows if row.group[0] != f"{LABELS['counts'][0]} · {LABELS['personal_data'][0]}"]
+    return "\n\n".join(["## Data", said, _table([(row.full_label, row.value) for row in kept])]).strip()
 
 
 def _scores(records: RunRecords) -> str:
@@ -183,7 +184,7 @@ def _run(records: RunRecords) -> str:
             "tokens", "training_seconds", "peak_memory_bytes", "seed")  # fmt: skip
     run = records.facts.get("run")
     tables = fact_tables({"run": {key: run[key] for key in keys if key in run}}) if isinstance(run, dict) else []
-    rows = [(row.label[0], row.value) for _, found in tables for row in found]
+    rows = [(row.full_label, row.value) for _, found in tables for row in found]
     more = "Curves, samples and all facts: `report.html`. The recipe that makes this run again: `recipe.toml`."
     return "\n\n".join(["## Training", *([_table(rows)] if rows else []), more])
 

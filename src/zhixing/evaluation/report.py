@@ -10,9 +10,11 @@ import base64
 import hashlib
 import math
 import os
+import re
 import shlex
 import sys
 import textwrap
+import unicodedata
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     import jinja2
 
 SAMPLES_SHOWN = 6
+SAMPLE_LINES = 6  # of each sample, on a terminal
+
+DATASET_KEYS = frozenset(
+    ("name", "title", "licence", "license", "language", "languages", "tier", "package", "version", "parts", "url")
+)
 
 SCORE_ROWS: tuple[tuple[str, Words, str], ...] = (
     ("bits_per_byte", ("bits per byte", "每字节比特数"), ".3f"),
@@ -51,12 +58,18 @@ class Bar:
 
 @dataclass(frozen=True)
 class Row:
-    """A fact: label, value as shown, and the exact value where the shown one is rounded."""
+    """A fact: label, value as shown, the exact value where the shown one is rounded, and what it belongs to."""
 
     label: Words
     value: str
     exact: str = ""
     key: str = ""
+    group: Words = ("", "")
+
+    @property
+    def full_label(self) -> str:
+        """Group and label in English."""
+        return f"{self.group[0]} · {self.label[0]}" if self.group[0] else self.label[0]
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -277,12 +290,17 @@ def _rows(value: Any, above: tuple[str, ...]) -> list[Row]:
     if isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
         value = {name or str(k): rest for k, (name, rest) in enumerate(map(_named, value), 1)}
     if isinstance(value, dict) and len(above) < 6:
-        return [row for key, inner in value.items() for row in _rows(inner, (*above, str(key)))]
+        if above[-1:] == ("dataset",):
+            value = {key: inner for key, inner in value.items() if key in DATASET_KEYS}
+        # what stands by itself goes before what has parts, so that each group is in one piece
+        inner = sorted(value.items(), key=lambda item: isinstance(item[1], dict))
+        return [row for key, part in inner for row in _rows(part, (*above, str(key)))]
     if value is None or value == [] or value == "":
         return []
-    names = [_label(key) for key in above]
-    label = (" · ".join(en for en, _ in names), " · ".join(zh for _, zh in names))
-    return [Row(label, *_shown(above[-1], value))]
+    group = [_label(key) for key in above[:-1]]
+    shown, exact = _shown(above[-1], value)
+    joined = (" · ".join(en for en, _ in group), " · ".join(zh for _, zh in group))
+    return [Row(_label(above[-1]), shown, exact, above[-1], joined)]
 
 
 def _named(value: Any) -> tuple[str, Any]:
@@ -315,7 +333,45 @@ def _shown(key: str, value: Any) -> tuple[str, str]:
         return f"{value:.4g}", repr(value)
     if isinstance(value, list):
         return visible(", ".join(str(v) for v in value)), ""
-    return visible(str(value)), ""
+    text = visible(str(value))
+    if re.fullmatch("[0-9a-f]{24,}", text):  # a hash
+        return f"{text[:12]}…", text
+    return text, ""
+
+
+def brief_facts(records: RunRecords) -> list[tuple[str, str]]:
+    """A line each on data, tokenizer, model and run, of the facts that are there."""
+
+    def known(table: str, *wanted: tuple[str, str]) -> str:
+        """The facts of a table, each put into its words; a key a.b is b inside a."""
+        facts = records.facts.get(table)
+        found = _rows(facts, ()) if isinstance(facts, dict) else []
+        rows = {f"{row.group[0]}.{row.key}" if row.group[0] else row.key: row.value for row in found}
+        return ", ".join(words.format(rows[key]) for key, words in wanted if key in rows)
+
+    lines = {
+        "data": known(
+            "data", ("source", "{}"), (f"{LABELS['train'][0]}.bytes", "{} to train on"),
+            (f"{LABELS['heldout'][0]}.bytes", "{} held out"), (f"{LABELS['dataset'][0]}.licence", "licence: {}"),
+        ),
+        "tokenizer": known("tokenizer", ("kind", "{}"), ("vocab_size", "{} tokens in the vocabulary")),
+        "model": known("model", ("family", "{}"), ("layout", "{} layout"), ("parameters", "{} parameters")),
+        "run": known(
+            "run", ("steps", "{} steps"), ("tokens", "{} tokens"), ("training_seconds", "{}"),
+            ("tokens_per_second", "{} tokens a second"), ("peak_memory_bytes", "{} of memory"), ("dtype", "{}"),
+            ("threads", "threads: {}"), ("torch", "torch {}"),
+        ),
+    }  # fmt: skip
+    return [(label, text) for label, text in lines.items() if text]
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """The lines of a text, broken at `width` columns; Chinese characters take two."""
+    lines = []
+    for line in text.splitlines():
+        wide = sum(unicodedata.east_asian_width(character) in "WF" for character in line)
+        lines += textwrap.wrap(line, width // 2 if 2 * wide > len(line) else width)
+    return lines
 
 
 def next_commands(records: RunRecords) -> list[tuple[Words, str]]:
@@ -365,17 +421,18 @@ def summary(run_dir: Path | str, *, colour: bool | None = None, width: int = 78)
             lines += [""] if key == "loss" else []
             lines.append(f"{label}  {values[0]:6.3f} {sparkline(values)} {values[-1]:.3f}")
     for sample in shown_samples(records.samples)[0][:3]:
+        written = _wrap(visible(f"{sample.prompt}│{sample.text}"), width - 2)
+        lines += [
+            "",
+            *(f"  {line}" for line in written[:SAMPLE_LINES]),
+            *(["  …"] if len(written) > SAMPLE_LINES else []),
+        ]
+    facts = brief_facts(records)
+    if facts:
         lines.append("")
-        text = textwrap.shorten(visible(sample.text), 400, placeholder=" …")
-        prompt = " ".join(visible(sample.prompt).split())
-        wrapped = textwrap.wrap(f"{prompt}│{text}", width - 2)
-        lines += [f"  {line}" for line in wrapped]
-    tables = fact_tables(records.facts)
-    for (title, _), rows in tables:
-        lines += ["", bold(title)]
-        lines += [f"  {row.label[0]:<28} {row.value}" for row in rows[:14]]
-        if len(rows) > 14:
-            lines.append(faint(f"  and {len(rows) - 14} more in facts.json"))
+        for label, text in facts:
+            wrapped = textwrap.wrap(text, width - 11) or [""]
+            lines += [f"{label:<11}{wrapped[0]}", *(" " * 11 + line for line in wrapped[1:])]
     if records.notes:
         lines += ["", *(faint(f"note: {note}") for note in records.notes)]
     lines += ["", bold("next")]

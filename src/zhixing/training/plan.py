@@ -31,6 +31,7 @@ from zhixing.recipe import ModelSettings, Recipe, TrainSettings
 MiB = 2**20
 RUNTIME = 350 * MiB  # torch's libraries, its thread pools and allocator, measured with 2.13 on Linux
 LOGITS_HELD = 4 * MiB  # numbers in a chunk of logits, as training/objectives.py has it
+PASSING = 0.65  # of the activations: what backward makes on its way, and the gaps in kept memory (measured)
 MATMUL_SHARE = (0.25, 0.8)  # of the speed of one large product, what whole steps reach at a width of 256 and more
 
 
@@ -125,11 +126,13 @@ class Memory:
     optimizer: int
     activations: int
     logits: int
+    passing: int  # gradients of activations, and gaps between blocks
     runtime: int = RUNTIME
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.runtime
+        kept = self.weights + self.gradients + self.optimizer + self.activations
+        return kept + self.logits + self.passing + self.runtime
 
 
 def memory_needed(model: ModelSettings, train: TrainSettings, vocab_size: int, *, bf16: bool) -> Memory:
@@ -138,12 +141,14 @@ def memory_needed(model: ModelSettings, train: TrainSettings, vocab_size: int, *
     tokens = train.per_device_train_batch_size * model.max_len
     rows = max(1, min(tokens, LOGITS_HELD // vocab_size))  # of logits at once
     head = vocab_size * model.d_model
+    activations = activation_bytes(model, tokens, 3 if bf16 else 4)
     return Memory(
         weights=4 * n + (2 * n if bf16 else 0),
         gradients=4 * n,
         optimizer=optimizer_bytes(model, vocab_size, train.optim),
-        activations=activation_bytes(model, tokens, 3 if bf16 else 4),
+        activations=activations,
         logits=rows * vocab_size * (6 if bf16 else 4) + 4 * (head + tokens * model.d_model),
+        passing=int(PASSING * activations),
     )
 
 
