@@ -33,7 +33,10 @@ def run(batch: int) -> None:
     seconds, first = [], 0.0
     for attempt in range(7):
         began = time.perf_counter()
-        written = [rows[0].ids for rows in generate_ids(run.decoder, prompts, settings)]
+        written: list[list[int]] = [[] for _ in prompts]
+        for tokens in generate_ids(run.decoder, prompts, settings):
+            for token in tokens:
+                written[token.row].append(token.id)
         took = time.perf_counter() - began
         if attempt == 0:
             first = took

@@ -1,9 +1,9 @@
 """zhixing (知行): from raw text to a trained, evaluated, explained and served language model.
 
-    import zhixing
-    run = zhixing.train("austen")            # or a folder of text
-    run = zhixing.load("runs/austen")
-    print(run.generate("It is a truth"))
+import zhixing
+run = zhixing.train("austen")            # or a folder of text
+run = zhixing.load("runs/austen")
+print(run.generate("It is a truth"))
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from zhixing.evaluation.baselines import count_ids, unigram_bits_per_byte, xz_bi
 from zhixing.evaluation.card import write_card  # noqa: E402
 from zhixing.evaluation.language import LanguageScores, language_scores  # noqa: E402
 from zhixing.evaluation.report import summary, write_report  # noqa: E402
-from zhixing.files import atomic_dir, atomic_write, verify_manifest  # noqa: E402
+from zhixing.files import MANIFEST, atomic_dir, atomic_write, verify_manifest, write_manifest  # noqa: E402
 from zhixing.interchange.import_export import export_model, import_model  # noqa: E402
 from zhixing.interchange.model_directory import read_model_directory, write_model_directory  # noqa: E402
 from zhixing.interchange.word_vectors_text import read_word_vectors  # noqa: E402
@@ -135,17 +135,11 @@ def _run_dir(source: str, out: str | None, resume: bool) -> Path:
         else Path("runs") / (re.sub(r"\W+", "-", Path(source).stem or Path(source).name).strip("-") or "run")
     )
     begun = (run_dir / "recipe.toml").exists() or (run_dir / "config.json").exists()
-    if (
-        resume
-        and not begun
-        and run_dir.exists()
-        and any(p.name != "run.lock" for p in run_dir.iterdir())
-        and not (run_dir / "data").exists()
-    ):
+    if resume and not begun and run_dir.exists() and _holds_files(run_dir) and not (run_dir / "data").exists():
         raise InputError(
             f"{run_dir} is not a run, so there is nothing to resume", mend="give the folder of a run with --out"
         )
-    if not resume and run_dir.exists() and any(p.name != "run.lock" for p in run_dir.iterdir()):
+    if not resume and _holds_files(run_dir):
         if out:
             raise InputError(
                 f"{run_dir} is not empty",
@@ -160,10 +154,18 @@ def _run_dir(source: str, out: str | None, resume: bool) -> Path:
     return run_dir
 
 
+def _holds_files(folder: Path) -> bool:
+    """Whether there is more than what a trainer leaves that was killed before it had prepared its data."""
+    beginnings = ("run.lock", "quarantine.jsonl")
+    return folder.exists() and any(p.name not in beginnings and not p.name.startswith(".") for p in folder.iterdir())
+
+
 def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Run:
     torch.set_num_threads(_threads(asked, parallel))
     began = time.perf_counter()
     if parallel.main:
+        _refuse_early(asked, run_dir)
+        (run_dir / MANIFEST).unlink(missing_ok=True)
         _prepare_data(asked, run_dir)
     parallel.barrier()
     data_facts = json.loads((run_dir / "data" / "facts.json").read_text(encoding="utf-8"))
@@ -228,7 +230,7 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
     if result.ended == "signal":
         if parallel.main:
             say(f"go on with:  zhixing train ... --out {run_dir} --resume")
-        raise SystemExit(130)
+        raise SystemExit(result.exit_code)
     if result.best_step >= 0:
         restore_model(model, load_step(run_dir, result.best_step).model)
     run = Run(run_dir, model.eval(), tokenizer)
@@ -238,6 +240,16 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
         )
     parallel.barrier()
     return run
+
+
+def _refuse_early(asked: Recipe, run_dir: Path) -> None:
+    """What cannot work whatever the text is, before time goes into the text."""
+    if asked.model.embeddings and not Path(asked.model.embeddings).is_file():
+        raise InputError(
+            "there is no file of word vectors", where=asked.model.embeddings, mend="check model.embeddings"
+        )
+    size = asked.tokenizer.vocab_size
+    plan_run(asked, 256 if size == "auto" else size, 1, available=memory_available()).check_fits()
 
 
 def _threads(recipe: Recipe, parallel: Parallel) -> int:
@@ -394,7 +406,7 @@ def _prepare_data(asked: Recipe, run_dir: Path) -> None:
 
 def _dataset_facts(source: str) -> dict[str, Any] | None:
     """Title, licence and origin, if the source is a data set of the catalogue."""
-    return dataclasses.asdict(show_dataset(source)) if source in dataset_names() and not Path(source).exists() else None
+    return dataclasses.asdict(show_dataset(source)) if source in dataset_names() else None
 
 
 # ---- the end of a run --------------------------------------------------------------------------------------------
@@ -413,6 +425,7 @@ def _finish(
 ) -> None:
     """Measure the best model, have it write, and leave the run directory complete."""
     run_dir = run.path
+    peak = peak_memory()  # before measuring, which takes memory of its own
     scores = _scores(run, heldout, recipe.train.seed)
     counts = [count_ids(_chunks(shards), run.tokenizer.vocab_size) for shards in (sequences.shards, heldout.shards)]
     baselines = {
@@ -444,7 +457,7 @@ def _finish(
             "training_seconds": round(result.seconds, 1),
             "tokens_per_second": round(tokens / max(result.seconds, 1e-9)),
             "total_seconds": round(seconds, 1),
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": peak,
             "seed": recipe.train.seed,
         },
     }
@@ -452,6 +465,7 @@ def _finish(
     write_model_directory(run_dir, run.model, run.tokenizer)
     write_card(run_dir)
     write_report(run_dir)
+    write_manifest(run_dir, {"kind": "run", "step": result.best_step, "facts": facts})
     bits, low, high = scores.bits_per_byte.value, scores.bits_per_byte.low, scores.bits_per_byte.high
     say(
         f"held-out text: {bits:.3f} bits per byte (95 % interval {low:.3f} to {high:.3f}),"
@@ -553,7 +567,7 @@ class Run:
         length_penalty: float = 1.0,
         logprobs: int | None = None,
     ) -> list[list[Completion]]:
-        """n completions of each prompt: text, ids, finish_reason ("stop", "length") and, if asked, log-probabilities."""
+        """n completions of each prompt: text, ids, finish_reason ("stop", "length"), if asked log-probabilities."""
         settings = DecodingSettings(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,

@@ -31,6 +31,7 @@ from zhixing.training.checkpoint import (
     load_newest,
     optimizer_tensors,
     purge,
+    restore_model,
     restore_optimizer,
     restore_rng,
     save_checkpoint,
@@ -63,6 +64,7 @@ class FitResult:
     seconds: float
     tokens: int
     ended: str  # "max_steps" | "early stop" | "signal"
+    exit_code: int  # 128 + the signal's number, or 0
 
 
 @dataclass
@@ -122,6 +124,8 @@ def fit(
     watch = Watch()
     if resume:
         state, watch = _resume(model, optimizers, named, run_dir, facts, parallel)
+        if parallel.main:  # a purge that was killed is made up for
+            purge(run_dir, t.save_total_limit, {watch.best_step} if watch.best_step >= 0 else set())
     elif parallel.main:
         atomic_write(run_dir / "metrics.jsonl", "")
     net: Any = parallel.wrap(model)
@@ -257,8 +261,9 @@ def fit(
         log.close()
     if ended == "signal":
         if parallel.main:
-            say(f"stopped at step {state.step}; the checkpoint is saved")
-    return FitResult(state.step, watch.best_step, watch.best_loss, seconds, state.tokens_seen, ended)
+            saved_or_not = "could not be saved, the last good one is kept" if guard.failures else "is saved"
+            say(f"stopped at step {state.step}; the checkpoint {saved_or_not}")
+    return FitResult(state.step, watch.best_step, watch.best_loss, seconds, state.tokens_seen, ended, signals.exit_code)
 
 
 def heldout_loss(
@@ -295,7 +300,8 @@ class MetricsLog:
                     kept.append(line + "\n")
                     self.last_training_loss = entry.get("loss", self.last_training_loss)
         atomic_write(self.path, "".join(kept))
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = self.path.open("ab", buffering=0)
+        self.broken = False  # whether the last line could not be written
         self.board: Any = None
         if tensorboard:
             try:
@@ -307,8 +313,14 @@ class MetricsLog:
             self.board = SummaryWriter(run_dir / "tensorboard", purge_step=resumed_at)
 
     def write(self, entry: dict[str, Any]) -> None:
-        self.file.write(json.dumps(entry) + "\n")
-        self.file.flush()
+        line = ("\n" if self.broken else "") + json.dumps(entry) + "\n"
+        try:
+            self.file.write(line.encode())
+            self.broken = False
+        except OSError as error:  # a full disk must not end the run; readers skip a line that was cut
+            if not self.broken:
+                say(f"warning: {self.path.name} could not be written ({error.strerror}); training goes on")
+            self.broken = True
         if self.board:
             for name, value in entry.items():
                 if name != "step":
@@ -361,7 +373,7 @@ def _resume(
                 mend="train into another --out, or resume with the recipe that is saved in the run",
             )
     differing = [k for k in ("torch", "threads", "world", "dtype", "compiled") if stored.get(k) != facts.get(k)]
-    model.load_state_dict(checkpoint.model)
+    restore_model(model, checkpoint.model)
     restore_optimizer(optimizers.members, named, checkpoint.optimizer)
     state = checkpoint.state
     rng = state.rng.get(str(parallel.rank))
