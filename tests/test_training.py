@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zhixing.errors import InputError
+from zhixing.models import products
 from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.models.lstm import LSTM, LSTMSettings
 from zhixing.recipe import EvalSettings, TrainSettings
@@ -80,6 +82,23 @@ def test_linear_cross_entropy_equals_torch(
     found = torch.autograd.grad(3 * ours, [h32, w32])
     for a, b in zip(found, wanted, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+
+
+def test_linear_cross_entropy_in_bf16_is_near() -> None:
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(40, 32, generator=g, requires_grad=True)
+    weight = (torch.randn(50, 32, generator=g) * 0.2).requires_grad_()
+    targets = torch.randint(0, 50, (40,), generator=g)
+    plain = linear_cross_entropy(hidden, weight, targets)
+    wanted = torch.autograd.grad(plain, [hidden, weight])
+    with torch.autocast("cpu", torch.bfloat16):
+        half = linear_cross_entropy(hidden, weight, targets)
+    found = torch.autograd.grad(half, [hidden, weight])
+    assert half.dtype == found[0].dtype == found[1].dtype == torch.float32
+    assert not torch.equal(half, plain)  # it really was another precision
+    torch.testing.assert_close(half, plain, rtol=1e-2, atol=0.0)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.1, atol=0.03)
 
 
 def test_linear_cross_entropy_survives_large_logits() -> None:
@@ -329,3 +348,59 @@ def _accuracy(model: nn.Module) -> float:
         guess = model.eval().logits(model(rows.inputs)).argmax(-1)  # type: ignore[operator]
     counted = rows.targets != objectives.IGNORED
     return float((guess == rows.targets)[counted].float().mean())
+
+
+# ---- products by oneDNN ------------------------------------------------------------------------------------------
+
+
+def test_products_by_onednn_equal_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another maker's processor would use, forced here: the same loss and gradients."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    rows = Reversal().batch(0, 16)
+    found = {}
+    for leads in (False, True):
+        monkeypatch.setattr(objectives, "onednn_leads", lambda leads=leads: leads)
+        monkeypatch.setattr(products, "onednn_leads", lambda leads=leads: leads)
+        for layout in ("qwen3", "gpt2"):
+            model = tiny_gpt(layout)
+            loss, _ = next_token()(model, rows)
+            loss.backward()
+            found[layout, leads] = [loss.detach(), *(p.grad for p in model.parameters())]
+    for layout in ("qwen3", "gpt2"):
+        for a, b in zip(found[layout, False], found[layout, True], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_onednn_leads_only_beside_intel(tmp_path: Path) -> None:
+    for maker, flags, leads in (
+        ("GenuineIntel", "avx512f", False),
+        ("AuthenticAMD", "avx512f", True),
+        ("AuthenticAMD", "avx2", False),
+    ):
+        info = tmp_path / f"{maker}-{flags}"
+        info.write_text(f"vendor_id : {maker}\nflags : {flags}\n")
+        usable = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+        assert products.onednn_leads(info) == (leads and usable)
+
+
+# ---- the golden curve ----------------------------------------------------------------------------------------------
+
+
+def test_golden_loss_curve(tmp_path: Path) -> None:
+    """A refactor leaves this curve as it is; a change of behaviour changes the file in the same commit.
+
+    To write it anew: delete tests/golden/reversal.json and run this test twice.
+    """
+    settings = replace(
+        TINY, max_steps=24, optim="muon", learning_rate=0.02, logging_steps=1, eval_steps=24, save_steps=24
+    )
+    run(tiny_gpt(), settings, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    curve = [line["loss"] for line in lines if "loss" in line]
+    golden = Path(__file__).parent / "golden" / "reversal.json"
+    if not golden.exists():
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(json.dumps([round(loss, 5) for loss in curve]) + "\n", encoding="utf-8")
+        pytest.fail("there was no golden curve; it is written now")
+    assert curve == pytest.approx(json.loads(golden.read_text()), rel=2e-3)

@@ -173,7 +173,7 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
     tokenizer = Tokenizer.load(run_dir / "data" / "tokenizer")
     shards, heldout_shards = open_shards(run_dir / "data" / "train"), open_shards(run_dir / "data" / "heldout")
     recipe = _resolve(asked, tokenizer, shards, parallel)
-    _check_same_recipe(recipe, run_dir, resume)
+    recipe = _as_begun(recipe, asked, run_dir) if resume else recipe
     max_len = recipe.model.max_len
     sequences = PackedSequences(shards, max_len, seed=recipe.train.seed)
     heldout = PackedSequences(heldout_shards, max_len, seed=0)
@@ -188,7 +188,7 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
         flops_per_second=matmul_speed("bfloat16" if bf16 else "float32"),
     )
     plan.check_fits()
-    if asked.train.compile == "auto" and compiled:
+    if asked.train.compile == "auto" and compiled and not (run_dir / "recipe.toml").exists():
         compiled = plan.seconds is not None and plan.seconds[0] > 8 * COMPILE_SECONDS
         recipe = replace(recipe, train=replace(recipe.train, compile=compiled))
     if parallel.main:
@@ -290,11 +290,13 @@ def _recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _check_same_recipe(recipe: Recipe, run_dir: Path, resume: bool) -> None:
+def _as_begun(recipe: Recipe, asked: Recipe, run_dir: Path) -> Recipe:
+    """The recipe to resume with: it must be the run's own; what "auto" chose for the machine stays as it was."""
     path = run_dir / "recipe.toml"
-    if not resume or not path.exists():
-        return
-    stored = parse_recipe(path.read_text(encoding="utf-8"), str(path)).to_dict()
+    if not path.exists():
+        return recipe
+    begun = parse_recipe(path.read_text(encoding="utf-8"), str(path))
+    stored = begun.to_dict()
     for table, values in recipe.to_dict().items():
         for key, value in values.items():
             if stored[table][key] != value and key not in MACHINE_KEYS:
@@ -304,6 +306,12 @@ def _check_same_recipe(recipe: Recipe, run_dir: Path, resume: bool) -> None:
                     why="a run can only go on with its own recipe",
                     mend="give the same settings, or train into another --out",
                 )
+    t = recipe.train
+    if asked.train.compile == "auto":
+        t = replace(t, compile=begun.train.compile)
+    if asked.train.bf16 == "auto" and not (begun.train.bf16 and not native_bf16()):
+        t = replace(t, bf16=begun.train.bf16)
+    return replace(recipe, train=t)
 
 
 def _precision_line(asked: Recipe, bf16: bool, compiled: bool) -> str:

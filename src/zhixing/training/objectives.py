@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from zhixing.models.products import onednn_leads, product
+
 IGNORED = -100  # a target that counts for nothing
 LOGITS_HELD = 4 * 2**20  # numbers in one chunk of logits: small enough for the processor's cache
 
@@ -39,18 +41,27 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        # hidden (N, D), weight (V, D), targets (N,) -> scalar
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        dtype: torch.dtype,
+        needs_grad: bool,
+    ) -> Tensor:
+        # hidden (N, D), weight (V, D), targets (N,) -> scalar; the products are made in dtype, all else in fp32
         rows, vocab = hidden.shape[0], weight.shape[0]
-        needs_grad = any(ctx.needs_input_grad)
         chunk = max(1, min(rows, LOGITS_HELD // vocab))
         loss = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_grad else None
-        buffer = hidden.new_empty(chunk, vocab)
+        grad_weight = torch.zeros_like(weight) if needs_grad else None
+        w = weight.to(dtype)
+        onednn = dtype == torch.float32 and hidden.device.type == "cpu" and onednn_leads()
+        buffer = None if onednn else hidden.new_empty(chunk, vocab, dtype=dtype)
         for begin in range(0, rows, chunk):
-            h, y = hidden[begin : begin + chunk], targets[begin : begin + chunk]  # (C, D), (C,)
-            logits = torch.mm(h, weight.t(), out=buffer[: len(h)]).float()  # (C, V); no copy in fp32
+            h, y = hidden[begin : begin + chunk].to(dtype), targets[begin : begin + chunk]  # (C, D), (C,)
+            logits = product(h, w) if buffer is None else torch.mm(h, w.t(), out=buffer[: len(h)]).float()  # (C, V)
             counted = y != IGNORED  # (C,)
             index = y.clamp(min=0)[:, None]
             top = logits.amax(dim=1, keepdim=True)
@@ -63,33 +74,44 @@ class LinearCrossEntropy(torch.autograd.Function):
             if mean_logit is not None:
                 each = (1 - smoothing) * each + smoothing * (log_total - mean_logit)
             loss += (each[:, 0] * counted).sum()
-            if grad_hidden is not None and grad_weight is not None:
-                logits.mul_(counted[:, None] / total)  # p, and 0 where nothing counts
-                on_target = (counted[:, None] * (smoothing - 1.0)).to(logits.dtype)
-                logits.scatter_add_(1, index, on_target)
-                if smoothing:
-                    logits.sub_(counted[:, None] * (smoothing / vocab))
-                d = logits.to(hidden.dtype)
-                torch.mm(d, weight, out=grad_hidden[begin : begin + chunk])
-                if grad_weight.dtype == d.dtype:
-                    grad_weight.addmm_(d.t(), h)
-                else:
-                    grad_weight += torch.mm(d.t(), h)
-        if grad_hidden is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
+            if grad_hidden is None or grad_weight is None:
+                continue
+            logits.mul_(counted[:, None] / total)  # p, and 0 where nothing counts
+            logits.scatter_add_(1, index, counted[:, None] * (smoothing - 1.0))
+            if smoothing:
+                logits.sub_(counted[:, None] * (smoothing / vocab))
+            d = logits.to(dtype)
+            if onednn:
+                grad_hidden[begin : begin + chunk] = product(d, w.t())
+                grad_weight += product(d.t(), h.t())
+            elif dtype == grad_weight.dtype == grad_hidden.dtype:
+                torch.mm(d, w, out=grad_hidden[begin : begin + chunk])
+                grad_weight.addmm_(d.t(), h)
+            else:
+                grad_hidden[begin : begin + chunk] = torch.mm(d, w)
+                grad_weight += torch.mm(d.t(), h)
+        if needs_grad:
+            ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None, None
+        return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None, None, None, None
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Sum of cross-entropies in nats, fp32. hidden (..., D), weight (V, D), targets (...) int64, -100 = not counted."""
+    """Sum of cross-entropies in nats, fp32. hidden (..., D), weight (V, D), targets (...) int64, -100 = not counted.
+
+    Under autocast the products are made in its dtype, as those of the layers are.
+    """
     flat = hidden.reshape(-1, hidden.shape[-1])  # (N, D)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else flat.dtype
+    needs_grad = torch.is_grad_enabled() and (flat.requires_grad or weight.requires_grad)
     apply: Any = LinearCrossEntropy.apply
-    loss: Tensor = apply(flat, weight.to(flat.dtype), targets.reshape(-1), smoothing)
+    with torch.autocast(device, enabled=False):
+        loss: Tensor = apply(flat, weight, targets.reshape(-1), smoothing, dtype, needs_grad)
     return loss
 
 

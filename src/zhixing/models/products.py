@@ -1,0 +1,67 @@
+"""y = x W^T + b in fp32 on a processor, by the faster of two libraries.
+
+torch hands fp32 products to MKL, which takes its AVX-512 path on Intel's processors only: on others it runs at half
+speed (shared/peers/README.md, "Leads": 111 to 178 GFLOP/s against 355 to 431 by oneDNN on an AMD processor; on an
+Intel one MKL leads by 262 to 210). torch ships oneDNN too, behind `torch.ops.mkldnn`. Which one is decided once, by
+the maker of the processor and not by a timing, so that a run gives the same bits each time.
+"""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FEWEST_ROWS = 64  # below, a product waits for memory whichever library makes it
+
+
+@cache
+def onednn_leads(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this is a processor with AVX-512 that is not Intel's, and torch has oneDNN."""
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "GenuineIntel" not in text and "avx512f" in text
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a (M, K) times b (N, K)^T by oneDNN -> (M, N) fp32; for a and b transposed as well."""
+    multiply: Any = torch.ops.mkldnn._linear_pointwise
+    result: Tensor = multiply(a.contiguous(), b.contiguous(), None, "none", [], "")
+    return result
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """y = x W^T + b with dx = dy W, dW = dy^T x, db = sum of dy, all three products by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        y = product(x, weight)  # (M, N)
+        return y if bias is None else y.add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        (dy,) = grads  # (M, N)
+        dx = product(dy, weight.t()) if ctx.needs_input_grad[0] else None
+        dw = product(dy.t(), x.t()) if ctx.needs_input_grad[1] else None
+        return dx, dw, dy.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., K), weight (N, K), bias (N,) or None -> (..., N); F.linear wherever oneDNN would not be faster."""
+    plain = x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    if plain or torch.compiler.is_compiling() or not onednn_leads() or x.numel() < FEWEST_ROWS * x.shape[-1]:
+        return F.linear(x, weight, bias)
+    apply: Any = OneDNNLinear.apply
+    y: Tensor = apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return y.view(*x.shape[:-1], -1)
