@@ -153,7 +153,7 @@ def test_killed_and_resumed_gives_the_same_bits(
     launcher: Launcher, text: Path, tmp_path: Path, straight: dict[str, Path]
 ) -> None:
     for family in FAMILIES:
-        kill_and_resume(launcher, text, family, straight[family], tmp_path, kills=4, seed=1)
+        kill_and_resume(launcher, text, family, straight[family], tmp_path, kills=20, seed=1)
 
 
 @pytest.mark.release
