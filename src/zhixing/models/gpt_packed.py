@@ -60,7 +60,7 @@ def _exp(x: Any) -> Any:
     p = np.float32(1 / 120) + f * np.float32(1 / 720)
     p = np.float32(1 / 6) + f * (np.float32(1 / 24) + f * p)
     p = np.float32(1) + f * (np.float32(1) + f * (np.float32(0.5) + f * p))
-    return p * _float_of_bits((whole + np.int32(1)) << np.int32(23))  # an exponent is stored with 127 added
+    return p * _float_of_bits((whole + np.int32(1)) << np.int32(23))  # type: ignore[call-arg]
 
 
 @njit(fastmath=FAST, cache=True)

@@ -23,7 +23,8 @@ FEWEST_ROWS = 64  # below, a product waits for memory whichever library makes it
 @cache
 def onednn_leads(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this is a processor with AVX-512 that is not Intel's, and torch has oneDNN."""
-    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+    onednn: Any = torch.backends.mkldnn
+    if platform.machine() not in ("x86_64", "AMD64") or not onednn.is_available():
         return False
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
