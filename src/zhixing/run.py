@@ -188,9 +188,10 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
         flops_per_second=matmul_speed("bfloat16" if bf16 else "float32"),
     )
     plan.check_fits()
-    if asked.train.compile == "auto" and compiled and not (run_dir / "recipe.toml").exists():
-        compiled = plan.seconds is not None and plan.seconds[0] > 8 * COMPILE_SECONDS
-        recipe = replace(recipe, train=replace(recipe.train, compile=compiled))
+    if parallel.main and asked.train.compile == "auto" and not (run_dir / "recipe.toml").exists():
+        compiled = compiled and plan.seconds is not None and plan.seconds[0] > 8 * COMPILE_SECONDS
+    compiled = parallel.any(parallel.main and compiled)  # a timing decides: the first process's, for all
+    recipe = replace(recipe, train=replace(recipe.train, compile=compiled))
     if parallel.main:
         atomic_write(run_dir / "recipe.toml", recipe.to_toml())
         say(plan.text())
@@ -250,7 +251,7 @@ def _refuse_early(asked: Recipe, run_dir: Path) -> None:
             "there is no file of word vectors", where=asked.model.embeddings, mend="check model.embeddings"
         )
     size = asked.tokenizer.vocab_size
-    plan_run(asked, 256 if size == "auto" else size, 1, available=memory_available()).check_fits()
+    plan_run(asked, 256 if size == "auto" else max(1, size), 1, available=memory_available()).check_fits()
 
 
 def _threads(recipe: Recipe, parallel: Parallel) -> int:
