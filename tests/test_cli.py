@@ -134,7 +134,11 @@ def test_interrupted(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("zhixing.recipe.recipe_names", interrupt)
-    assert command("recipes").code == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits an ignored SIGINT
+    try:
+        assert command("recipes").code == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_no_colour_where_no_terminal_is(command: Command) -> None:
