@@ -465,3 +465,14 @@ def test_a_record_on_a_bad_line_is_put_aside_and_counted(
     counts = json.loads(Path("out/data/facts.json").read_text(encoding="utf-8"))["counts"]
     assert counts["bad_records"] == 2
     assert counts["documents"] == 398
+
+
+def test_what_is_skipped_is_said(command: Callable[..., tuple[int, str, str]]) -> None:
+    texts = Path("texts")
+    texts.mkdir()
+    (texts / "good.txt").write_text(GOOD * 3, encoding="utf-8")
+    (texts / "bad.txt").write_bytes(GOOD.encode() + b"\xff\xfe")
+    small = "model.d_model=16 model.n_layers=1 model.n_heads=2 model.max_len=16 train.max_steps=2 eval.max_new_tokens=2"
+    code, _, err = command(f"train texts data.on_bad_record=skip {small} --out out")
+    assert code == 0, err
+    assert "left out: bad records 1, files 0" in err and "bad.txt, byte" in err

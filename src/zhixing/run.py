@@ -407,6 +407,11 @@ def _prepare_data(asked: Recipe, run_dir: Path) -> None:
             },
         }
         atomic_write(folder / "facts.json", json.dumps(facts, ensure_ascii=False, indent=1))
+    counts = documents.counts
+    if counts.bad_records or counts.skipped_files:
+        say(f"left out: bad records {counts.bad_records}, files {counts.skipped_files}")
+        for line in [*counts.bad_places, *(f"{name}: {reason}" for name, reason in documents.skipped[:5])]:
+            say(f"  {line}")
     say(split.report.summary())
     say(
         f"{quantity(shards.n_bytes, 'B')} to train on, {quantity(heldout.n_bytes, 'B')} held out;"

@@ -66,6 +66,9 @@ SENTENCE_END = re.compile(r"[。！？!?][”’」』\"')]*|\.[”’\"')]*(?=\
 # ---- what is read
 
 
+PLACES_KEPT = 5  # of bad records, to be named
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """One file to read. `name` is what messages call it, `kind` one of text, jsonl, csv, tsv, parquet."""
@@ -102,6 +105,7 @@ class Counts:
     characters: int = 0
     bytes: int = 0  # of the documents in UTF-8
     bad_records: int = 0
+    bad_places: list[str] = field(default_factory=list)  # where the first few bad records stand
     skipped_files: int = 0  # unknown ending, empty, or bad where bad records are skipped
     normalized: int = 0  # documents that normalization changed
     controls: int = 0  # control characters removed
@@ -229,6 +233,8 @@ class Documents:
                     if self.settings.on_bad_record == "fail":
                         raise item.error
                     counts.bad_records += 1
+                    if len(counts.bad_places) < PLACES_KEPT:
+                        counts.bad_places.append(f"{item.error.where}: {item.error.what}")
                     if self.settings.on_bad_record == "quarantine":
                         aside.add(item)
                 self.bytes_read = before + file.size
