@@ -137,8 +137,9 @@ def hf(options: argparse.Namespace) -> None:
 
 
 def ours(options: argparse.Namespace, overrides: list[str]) -> None:
-    from zhixing.training.memory import keep_memory
+    from zhixing.training.memory import keep_memory, large_pages
 
+    large_pages()
     keep_memory()
     from dataclasses import replace
 

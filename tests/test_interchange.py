@@ -295,10 +295,10 @@ def test_tied_head_that_is_stored_twice() -> None:
     config = config_of(model.settings, TokenizerFacts(0, 0, ""), "float32")
     tensors = to_layout(model.state_dict(), model.settings)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    from_layout(tensors, config)
+    from_layout(dict(tensors), config)
     tensors["lm_head.weight"][3, 4] += 1
     with pytest.raises(InputError, match="tie_word_embeddings"):
-        from_layout(tensors, config)
+        from_layout(dict(tensors), config)
 
 
 @pytest.mark.parametrize(

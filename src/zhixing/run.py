@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zhixing.training.memory import keep_memory
+from zhixing.training.memory import keep_memory, large_pages
 
-keep_memory()  # before torch
+large_pages()  # before torch
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -90,6 +90,7 @@ def train(source: str, *overrides: str, out: str | None = None, resume: bool = F
     folder to make (runs/NAME if not given); with `resume` the run in it goes on from its newest good checkpoint.
     InputError says what cannot be used and how to mend it.
     """
+    keep_memory()
     with parallel_from_environment() as parallel:
         if parallel.world > 1:
             die_with_parent()

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from zhixing.errors import InputError
 from zhixing.files import MANIFEST, atomic_write, fsync_path, read_manifest, sha256_file, temporary_beside
@@ -207,10 +208,24 @@ def read_weights(folder: Path) -> tuple[Settings, dict[str, Tensor], dict[str, A
     return settings, state, config
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Skip normal_ while modules are made: on the meta device it would import half of torch's compiler (70 MB)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (nn.init.normal_, Tensor.normal_):
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def build_model(settings: Settings, state: Mapping[str, Tensor]) -> Model:
     """The model of these settings and weights, fp32, in eval mode. The caller has checked that they fit."""
-    model: Model = GPT(settings) if isinstance(settings, GPTSettings) else LSTM(settings)
-    model.load_state_dict(dict(state))
+    with torch.device("meta"), _NothingDrawn():  # no memory, no random numbers: the weights are at hand
+        model: Model = GPT(settings) if isinstance(settings, GPTSettings) else LSTM(settings)
+    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    if isinstance(model, GPT):
+        model.make_tables()
     return model.eval()
 
 

@@ -172,11 +172,15 @@ def to_layout(state: Mapping[str, Tensor], settings: Settings) -> dict[str, Tens
     return tensors
 
 
-def from_layout(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Settings, dict[str, Tensor]]:
-    """The tensors of a file and its config.json -> our settings and state dict. InputError where they do not fit."""
+def from_layout(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> tuple[Settings, dict[str, Tensor]]:
+    """The tensors of a file and its config.json -> our settings and state dict. InputError where they do not fit.
+
+    `tensors` is emptied on the way, so that memory never holds the weights twice.
+    """
     settings = settings_of(config)
     check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, settings)
-    tensors = {canonical_name(name, settings): tensor for name, tensor in tensors.items()}
+    for name in list(tensors):
+        tensors[canonical_name(name, settings)] = tensors.pop(name)
     if settings.tie_embeddings and "lm_head.weight" in tensors:
         (embedding, _), *_ = layout_rows(settings)[0].stored
         if not torch.equal(tensors["lm_head.weight"], tensors[embedding]):
@@ -187,7 +191,7 @@ def from_layout(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tup
             )
     state = {}
     for row in layout_rows(settings):
-        parts = [tensors[name] for name, _ in row.stored]
+        parts = [tensors.pop(name) for name, _ in row.stored]  # popped: a model is held once, not twice
         if row.transposed:
             state[row.ours] = parts[0].t().contiguous()
         else:

@@ -128,10 +128,15 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(ClassicBlock(s) if classic else ModernBlock(s) for _ in range(s.n_layers))
         self.norm = nn.LayerNorm(s.d_model, s.norm_eps) if classic else RMSNorm(s.d_model, s.norm_eps)
         self.lm_head = None if s.tie_embeddings else nn.Linear(s.d_model, s.vocab_size, bias=False)
-        if not classic:
+        self.make_tables()
+        self.initialise(generator)
+
+    def make_tables(self) -> None:
+        """What follows from the settings alone and is stored in no file."""
+        s = self.settings
+        if s.layout != "gpt2":
             table = rotary_table(s.d_model // s.n_heads, s.max_len, s.rope_theta)
             self.register_buffer("rotary", table, persistent=False)
-        self.initialise(generator)
 
     def initialise(self, generator: torch.Generator | None) -> None:
         """N(0, 0.02^2) for matrices, and 0.02 / sqrt(2 n_layers) where a block writes to the residual stream.

@@ -14,12 +14,16 @@ import sys
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
-def keep_memory() -> None:
-    """Tell glibc to keep freed memory, and torch to ask for large pages. Call before torch is imported.
-
-    Elsewhere than on Linux with glibc nothing happens.
-    """
+def large_pages() -> None:
+    """Have torch ask the system for large pages. Call before torch is imported."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
+
+
+def keep_memory() -> None:
+    """Tell glibc to keep freed memory: for training, which takes it again at the next step.
+
+    Only writing from a model needs it back: there nothing repeats. Elsewhere than on Linux with glibc nothing happens.
+    """
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
