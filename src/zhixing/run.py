@@ -20,10 +20,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zhixing.training.memory import keep_memory, large_pages
+from zhixing.training.memory import give_back, keep_memory, large_pages
 
 large_pages()  # before torch
 
@@ -649,11 +650,13 @@ class Run:
         """What the run is and how it went, for a terminal."""
         return summary(self.path)
 
-    @property
+    @cached_property
     def decoder(self) -> Any:
         """The model in its fastest form for writing."""
         model: Any = self.model
-        return model.for_decoding()
+        decoder = model.for_decoding()
+        give_back()
+        return decoder
 
     def _max_len(self) -> int:
         settings: Any = self.model.settings

@@ -32,7 +32,11 @@ def forbidden(logits: Tensor, rows: Sequence[int], ids: Sequence[int]) -> Tensor
     if not rows or not ids:
         return logits
     logits = logits.clone()
-    logits[torch.tensor(rows)[:, None], torch.tensor(ids)] = _NEVER
+    if len(rows) == len(logits):
+        for i in ids:  # a slice, and no tables of places: this stands in every step
+            logits[:, i] = _NEVER
+    else:
+        logits[torch.tensor(rows)[:, None], torch.tensor(ids)] = _NEVER
     return logits
 
 

@@ -13,33 +13,21 @@ Shapes: L layers, B rows, D d_model, H query heads, G key and value heads, K hea
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
-import llvmlite.binding
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import njit, prange
-from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor, nn
 
+from zhixing.models.few_rows import FAST, NEAR, UNSCALED, Array, ask_for, matmul, matmul_rows, quantise, use_threads
 from zhixing.models.gpt import GPT
 from zhixing.models.layers import DecodingState
 
-FAST = {
-    "reassoc",
-    "contract",
-    "nsz",
-    "arcp",
-}  # sums may be reordered (so that they vectorise); inf and NaN stay themselves
-# error_model="numpy" below: a check for a division by zero would keep a loop from being vectorised (8 times as slow)
-
-MOST_THREADS: int = numba.get_num_threads()  # what numba started with
 MOST_ROWS = 16  # beyond it the products are large enough for torch's own
-
-Array = Any  # np.ndarray of float32 inside compiled code
 
 
 @intrinsic
@@ -65,148 +53,6 @@ def _exp(x: Any) -> Any:
     p = np.float32(1 / 6) + f * (np.float32(1 / 24) + f * p)
     p = np.float32(1) + f * (np.float32(1) + f * (np.float32(0.5) + f * p))
     return p * _float_of_bits((whole + np.int32(1)) << np.int32(23))  # type: ignore[call-arg]
-
-
-def _widest() -> tuple[int, int]:
-    """Numbers in a vector of this processor, and how many rows of x to take at once without spilling registers."""
-    features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
-        return 16, 4  # 32 registers of 16 numbers
-    return (8, 2) if features.get("avx2") else (4, 4)  # 16 registers of 8; NEON and SSE: 4
-
-
-LANES, COLUMNS = _widest()
-ROWS = 4  # of w, in one tile
-
-
-def _tile(columns: int, *, prefetch: bool) -> Any:
-    """A compiled function (w, n, x, b, y): y[b + c, n + r] = x[b + c] . w[n + r] over whole vectors of k.
-
-    ROWS rows of w times `columns` rows of x, written in LLVM's own language: sums stay in registers, each number loaded
-    is used several times, and the rows of w that come next are asked for while these are multiplied. That last is what
-    counts: the processor's own guess of what is needed stops at each tile, and the weights come from memory. Measured
-    (docs/log.md): 8 rows by a (16384, 384) head 1,490 us without, 610 with.
-    """
-    F, I = ir.FloatType(), ir.IntType(32)
-    V = ir.VectorType(F, LANES)
-    byte_pointer = ir.IntType(8).as_pointer()
-
-    def shuffle(builder: Any, a: Any, b: Any, places: list[int]) -> Any:
-        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I, len(places)), places))
-
-    def folded(builder: Any, v: Any) -> Any:
-        """LANES sums to 4 whose sum is the same."""
-        lanes = LANES
-        while lanes > 4:
-            lanes //= 2
-            low, high = list(range(lanes)), list(range(lanes, 2 * lanes))
-            v = builder.fadd(shuffle(builder, v, v, low), shuffle(builder, v, v, high))
-        return v
-
-    def four_sums(builder: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-        """[sum a, sum b, sum c, sum d] of four vectors of 4."""
-        halves = [
-            builder.fadd(shuffle(builder, p, q, [0, 4, 1, 5]), shuffle(builder, p, q, [2, 6, 3, 7]))
-            for p, q in ((a, b), (c, d))
-        ]
-        return builder.fadd(shuffle(builder, *halves, [0, 1, 4, 5]), shuffle(builder, *halves, [2, 3, 6, 7]))
-
-    @intrinsic
-    def tile(typing: Any, w: Any, n: Any, x: Any, b: Any, y: Any) -> Any:
-        def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            arrays = [
-                context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 4)
-            ]
-            w_, x_, y_ = (array.data for array in arrays)
-            K = cgutils.unpack_tuple(builder, arrays[0].shape)[1]
-            N = cgutils.unpack_tuple(builder, arrays[2].shape)[1]
-            whole = K.type
-            first_w, first_x = builder.mul(arguments[1], K), builder.mul(arguments[3], K)
-            w_rows = [builder.gep(w_, [builder.add(first_w, builder.mul(K, whole(r)))]) for r in range(ROWS)]
-            x_rows = [builder.gep(x_, [builder.add(first_x, builder.mul(K, whole(c)))]) for c in range(columns)]
-            sums = [cgutils.alloca_once(builder, V) for _ in range(ROWS * columns)]
-            for place in sums:
-                builder.store(ir.Constant(V, [0.0] * LANES), place)
-            fma = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(V, [V, V, V]), f"llvm.fma.v{LANES}f32"
-            )
-            ask = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(ir.VoidType(), [byte_pointer, I, I, I]), "llvm.prefetch.p0"
-            )
-            ahead = builder.mul(K, whole(2 * ROWS))
-            stop = builder.sub(K, builder.urem(K, whole(LANES)))
-            with cgutils.for_range_slice(builder, whole(0), stop, whole(LANES)) as (k, _):
-                weights = []
-                for row in w_rows:
-                    place = builder.gep(row, [k])
-                    weights.append(builder.load(builder.bitcast(place, V.as_pointer()), align=4))
-                    if prefetch:
-                        later = builder.bitcast(builder.gep(place, [ahead]), byte_pointer)
-                        builder.call(ask, [later, I(0), I(2), I(1)])  # to read, into the second-level cache
-                for c, row in enumerate(x_rows):
-                    numbers = builder.load(builder.bitcast(builder.gep(row, [k]), V.as_pointer()), align=4)
-                    for r, weight in enumerate(weights):
-                        place = sums[c * ROWS + r]
-                        builder.store(builder.call(fma, [weight, numbers, builder.load(place)]), place)
-            for c in range(columns):
-                parts = [folded(builder, builder.load(place)) for place in sums[c * ROWS : (c + 1) * ROWS]]
-                place = builder.add(builder.mul(builder.add(arguments[3], whole(c)), N), arguments[1])
-                target = builder.bitcast(builder.gep(y_, [place]), ir.VectorType(F, 4).as_pointer())
-                builder.store(four_sums(builder, *parts), target, align=4)
-            return context.get_dummy_value()
-
-        return numba.void(w, n, x, b, y), make
-
-    return tile
-
-
-_first_tile, _next_tile = _tile(COLUMNS, prefetch=True), _tile(COLUMNS, prefetch=False)
-_first_row, _next_row = _tile(1, prefetch=True), _tile(1, prefetch=False)
-
-
-@njit(fastmath=FAST, cache=True, error_model="numpy")
-def _matmul_rows(w: Array, x: Array, y: Array, first: int, last: int) -> None:
-    """Columns first..last-1 of y (B, N) = x (B, K) w (N, K)^T; all three contiguous."""
-    rows, size = x.shape
-    whole = first + (last - first) // ROWS * ROWS
-    in_vectors = size // LANES * LANES
-    for n in range(first, whole, ROWS):
-        if rows >= COLUMNS:
-            _first_tile(w, n, x, 0, y)
-            b = COLUMNS
-        else:
-            _first_row(w, n, x, 0, y)
-            b = 1
-        while b + COLUMNS <= rows:
-            _next_tile(w, n, x, b, y)
-            b += COLUMNS
-        while b < rows:
-            _next_row(w, n, x, b, y)
-            b += 1
-        for k in range(in_vectors, size):
-            for b in range(rows):
-                for r in range(ROWS):
-                    y[b, n + r] += w[n + r, k] * x[b, k]
-    for n in range(whole, last):
-        for b in range(rows):
-            total = np.float32(0)
-            for k in range(size):
-                total += w[n, k] * x[b, k]
-            y[b, n] = total
-
-
-# The bodies of parallel loops are functions of their own: numba's parallel passes are slow on long ones.
-
-
-@njit(parallel=True, cache=True, error_model="numpy")
-def matmul(w: Array, x: Array, y: Array, threads: int) -> None:
-    """y (B, N) = x (B, K) w (N, K)^T; each thread takes a share of the rows of w."""
-    count = w.shape[0]
-    share = (count // threads + 3) // 4 * 4
-    for t in prange(threads):
-        first = min(t * share, count)
-        last = count if t == threads - 1 else min((t + 1) * share, count)
-        _matmul_rows(w, x, y, first, last)
 
 
 @njit(fastmath=FAST, cache=True, error_model="numpy")
@@ -256,57 +102,58 @@ def _norm_and_turn(head: Array, norm: Array, eps: float, turn: Array) -> None:
 
 
 @njit(fastmath=FAST, cache=True, error_model="numpy")
+def _store(
+    k_new: Array, v_new: Array, k_norm: Array, eps: float, turn: Array, keys: Array, values: Array, place: int
+) -> None:
+    """A row's new key and value (K,) of one group go to slot `place` of keys and values (S, K)."""
+    _norm_and_turn(k_new, k_norm, eps, turn)
+    for k in range(keys.shape[1]):
+        keys[place, k] = k_new[k]
+        values[place, k] = v_new[k]
+
+
+@njit(fastmath=FAST, cache=True, error_model="numpy")
 def _attend(
-    b: int,
-    g: int,
-    qkv: Array,
+    q: Array,
     q_norm: Array,
-    k_norm: Array,
     eps: float,
     turn: Array,
     keys: Array,
     values: Array,
     place: int,
     scores: Array,
-    out: Array,
+    result: Array,
 ) -> None:
-    """Row b, group g: store its key and value at slot `place`, then let each of its query heads look at 0..place."""
+    """One query head (K,) looks at slots 0..place of keys and values (S, K); scores (S,) is scratch."""
     size = keys.shape[1]
-    heads = out.shape[1] // size
-    groups = (qkv.shape[1] // size - heads) // 2
-    shared = heads // groups
     scale = np.float32(1.0 / math.sqrt(size))
-    k_new = qkv[b, (heads + g) * size : (heads + g + 1) * size]
-    _norm_and_turn(k_new, k_norm, eps, turn)
-    v_new = qkv[b, (heads + groups + g) * size : (heads + groups + g + 1) * size]
+    _norm_and_turn(q, q_norm, eps, turn)
+    seen = place + 1
+    for s in range(min(NEAR, seen)):
+        ask_for(values, s)  # type: ignore[call-arg]
+    matmul_rows(keys, q.reshape(1, size), scores.reshape(1, scores.shape[0]), 0, seen)
+    top = np.float32(-np.inf)
+    for s in range(seen):
+        top = max(top, scores[s])
+    norm = np.float32(0)
+    for s in range(seen):
+        scores[s] = _exp((scores[s] - top) * scale)
+        norm += scores[s]
     for k in range(size):
-        keys[place, k] = k_new[k]
-        values[place, k] = v_new[k]
-    for h in range(g * shared, (g + 1) * shared):
-        q = qkv[b, h * size : (h + 1) * size]
-        _norm_and_turn(q, q_norm, eps, turn)
-        row = scores[b, h]
-        top = np.float32(-np.inf)
-        for s in range(place + 1):
-            key = keys[s]
-            total = np.float32(0)
-            for k in range(size):
-                total += q[k] * key[k]
-            total *= scale
-            row[s] = total
-            top = max(top, total)
-        norm = np.float32(0)
-        for s in range(place + 1):
-            row[s] = _exp(row[s] - top)
-            norm += row[s]
-        result = out[b, h * size : (h + 1) * size]
+        result[k] = np.float32(0)
+    in_fours = seen // 4 * 4
+    for s in range(0, in_fours, 4):  # four values at a time: the result is loaded and stored once for them
+        for i in range(4):
+            ask_for(values, s + NEAR + i)  # type: ignore[call-arg]
+        p, q0, r, t = scores[s], scores[s + 1], scores[s + 2], scores[s + 3]
+        a, b, c, d = values[s], values[s + 1], values[s + 2], values[s + 3]
         for k in range(size):
-            result[k] = np.float32(0)
-        for s in range(place + 1):
-            share = row[s] / norm
-            value = values[s]
-            for k in range(size):
-                result[k] += share * value[k]
+            result[k] += p * a[k] + q0 * b[k] + r * c[k] + t * d[k]
+    for s in range(in_fours, seen):
+        for k in range(size):
+            result[k] += scores[s] * values[s, k]
+    for k in range(size):
+        result[k] /= norm
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
@@ -318,21 +165,66 @@ def attention(
     rotary: Array,
     keys: Array,
     values: Array,
-    lengths: Array,
+    owner: Array,
+    places: Array,
     scores: Array,
     out: Array,
 ) -> None:
-    """Attend from the newest token of each row: qkv (B, (H + 2G) K), keys and values (B, G, S, K), out (B, H K).
+    """Attend from new tokens: qkv (B, (H + 2G) K), keys and values (R, G, S, K), out (B, H K).
 
-    Row b's key and value are stored at slot lengths[b] first. scores (B, H, S) is scratch. rotary is (T, 2, K/2), or
-    (1, 2, 0) where nothing turns.
+    Token b belongs to row owner[b] of the caches and stands at slot places[b]; all keys and values are stored before
+    any query looks, so several tokens of one row see one another as they should. scores (B, H, S) is scratch. rotary is
+    (T, 2, K/2), or (1, 2, 0) where nothing turns.
     """
-    groups = keys.shape[1]
-    for task in prange(keys.shape[0] * groups):
+    groups, size = keys.shape[1], keys.shape[3]
+    heads = out.shape[1] // size
+    shared = heads // groups
+    tokens = qkv.shape[0]
+    for task in prange(tokens * groups):
         b, g = task // groups, task % groups
-        place = lengths[b]
+        place, row = places[b], owner[b]
         turn = rotary[min(place, rotary.shape[0] - 1)]
-        _attend(b, g, qkv, q_norm, k_norm, eps, turn, keys[b, g], values[b, g], place, scores, out)
+        k_new = qkv[b, (heads + g) * size : (heads + g + 1) * size]
+        v_new = qkv[b, (heads + groups + g) * size : (heads + groups + g + 1) * size]
+        _store(k_new, v_new, k_norm, eps, turn, keys[row, g], values[row, g], place)
+    for task in prange(tokens * heads):
+        b, h = task // heads, task % heads
+        place, row, g = places[b], owner[b], h // shared
+        turn = rotary[min(place, rotary.shape[0] - 1)]
+        part = slice(h * size, (h + 1) * size)
+        _attend(qkv[b, part], q_norm, eps, turn, keys[row, g], values[row, g], place, scores[b, h], out[b, part])
+
+
+@njit(fastmath=FAST, cache=True, error_model="numpy")
+def _silu_row(both: Array, inner: Array) -> None:
+    d_ff = inner.shape[0]
+    for k in range(d_ff):
+        gate = both[k]
+        inner[k] = gate / (np.float32(1) + _exp(-gate)) * both[d_ff + k]
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def silu_rows(both: Array, inner: Array) -> None:
+    """inner (B, F) = silu(gate) * up, of both (B, 2F)."""
+    for b in prange(both.shape[0]):
+        _silu_row(both[b], inner[b])
+
+
+@njit(fastmath=FAST, cache=True, error_model="numpy")
+def _gelu_row(inner: Array, bias: Array) -> None:
+    root = np.float32(math.sqrt(2.0 / math.pi))
+    for k in range(inner.shape[0]):
+        u = inner[k] + bias[k]
+        angle = root * (u + np.float32(0.044715) * u * u * u)
+        # tanh(a) = 1 - 2 / (exp(2a) + 1)
+        inner[k] = u - u / (_exp(np.float32(2) * angle) + np.float32(1))
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def gelu_rows(inner: Array, bias: Array) -> None:
+    """inner (B, F) <- gelu(inner + bias), in its tanh form."""
+    for b in prange(inner.shape[0]):
+        _gelu_row(inner[b], bias)
 
 
 @njit(fastmath=FAST, cache=True, error_model="numpy")
@@ -340,18 +232,23 @@ def modern_step(
     x: Array,
     attention_norm: Array,
     qkv: Array,
+    qkv_scale: Array,
     q_norm: Array,
     k_norm: Array,
     out: Array,
+    out_scale: Array,
     feed_forward_norm: Array,
     gate_up: Array,
+    gate_up_scale: Array,
     down: Array,
+    down_scale: Array,
     final_norm: Array,
     eps: float,
     rotary: Array,
     keys: Array,
     values: Array,
-    lengths: Array,
+    owner: Array,
+    places: Array,
     threads: int,
 ) -> None:
     """x (B, D) embeddings -> hidden states, in place. Weights are stacked over layers, (L, rows, columns)."""
@@ -362,24 +259,30 @@ def modern_step(
     mixed = np.empty((rows, out.shape[2]), np.float32)
     change = np.empty((rows, d_model), np.float32)
     both = np.empty((rows, gate_up.shape[1]), np.float32)
-    d_ff = down.shape[2]
-    inner = np.empty((rows, d_ff), np.float32)
+    inner = np.empty((rows, down.shape[2]), np.float32)
     scores = np.empty((rows, heads, keys.shape[3]), np.float32)
     for layer in range(layers):
         _rms_norm(x, attention_norm[layer], eps, normed)
-        matmul(qkv[layer], normed, projected, threads)
+        matmul(qkv[layer], qkv_scale[layer], normed, projected, threads)
         attention(
-            projected, q_norm[layer], k_norm[layer], eps, rotary, keys[layer], values[layer], lengths, scores, mixed
+            projected,
+            q_norm[layer],
+            k_norm[layer],
+            eps,
+            rotary,
+            keys[layer],
+            values[layer],
+            owner,
+            places,
+            scores,
+            mixed,
         )
-        matmul(out[layer], mixed, change, threads)
+        matmul(out[layer], out_scale[layer], mixed, change, threads)
         x += change
         _rms_norm(x, feed_forward_norm[layer], eps, normed)
-        matmul(gate_up[layer], normed, both, threads)
-        for b in range(rows):
-            for k in range(d_ff):
-                gate = both[b, k]
-                inner[b, k] = gate / (np.float32(1) + _exp(-gate)) * both[b, d_ff + k]
-        matmul(down[layer], inner, change, threads)
+        matmul(gate_up[layer], gate_up_scale[layer], normed, both, threads)
+        silu_rows(both, inner)
+        matmul(down[layer], down_scale[layer], inner, change, threads)
         x += change
     _rms_norm(x, final_norm, eps, x)
 
@@ -390,14 +293,18 @@ def classic_step(
     attention_norm: Array,
     attention_norm_bias: Array,
     qkv: Array,
+    qkv_scale: Array,
     qkv_bias: Array,
     out: Array,
+    out_scale: Array,
     out_bias: Array,
     feed_forward_norm: Array,
     feed_forward_norm_bias: Array,
     up: Array,
+    up_scale: Array,
     up_bias: Array,
     down: Array,
+    down_scale: Array,
     down_bias: Array,
     final_norm: Array,
     final_norm_bias: Array,
@@ -406,7 +313,8 @@ def classic_step(
     no_rotary: Array,
     keys: Array,
     values: Array,
-    lengths: Array,
+    owner: Array,
+    places: Array,
     threads: int,
 ) -> None:
     """The same for GPT-2's blocks: LayerNorm, biases, GELU in its tanh form."""
@@ -418,25 +326,48 @@ def classic_step(
     change = np.empty((rows, d_model), np.float32)
     inner = np.empty((rows, up.shape[1]), np.float32)
     scores = np.empty((rows, heads, keys.shape[3]), np.float32)
-    root = np.float32(math.sqrt(2.0 / math.pi))
     for layer in range(layers):
         _layer_norm(x, attention_norm[layer], attention_norm_bias[layer], eps, normed)
-        matmul(qkv[layer], normed, projected, threads)
+        matmul(qkv[layer], qkv_scale[layer], normed, projected, threads)
         projected += qkv_bias[layer]
-        attention(projected, no_norm, no_norm, eps, no_rotary, keys[layer], values[layer], lengths, scores, mixed)
-        matmul(out[layer], mixed, change, threads)
+        attention(projected, no_norm, no_norm, eps, no_rotary, keys[layer], values[layer], owner, places, scores, mixed)
+        matmul(out[layer], out_scale[layer], mixed, change, threads)
         x += change + out_bias[layer]
         _layer_norm(x, feed_forward_norm[layer], feed_forward_norm_bias[layer], eps, normed)
-        matmul(up[layer], normed, inner, threads)
-        for b in range(rows):
-            for k in range(inner.shape[1]):
-                u = inner[b, k] + up_bias[layer, k]
-                angle = root * (u + np.float32(0.044715) * u * u * u)
-                # tanh(a) = 1 - 2 / (exp(2a) + 1)
-                inner[b, k] = u - u / (_exp(np.float32(2) * angle) + np.float32(1))
-        matmul(down[layer], inner, change, threads)
+        matmul(up[layer], up_scale[layer], normed, inner, threads)
+        gelu_rows(inner, up_bias[layer])
+        matmul(down[layer], down_scale[layer], inner, change, threads)
         x += change + down_bias[layer]
     _layer_norm(x, final_norm, final_norm_bias, eps, x)
+
+
+MATRICES = {
+    "gpt2": ("attention.qkv.weight", "attention.out.weight", "feed_forward.up.weight", "feed_forward.down.weight"),
+    "modern": (
+        "attention.qkv.weight",
+        "attention.out.weight",
+        "feed_forward.gate_up.weight",
+        "feed_forward.down.weight",
+    ),
+}
+# How many tokens to guess, by the share of guesses that held lately: a guess costs a quarter of a step (int8 weights)
+GUESSES = ((0.9, 8), (0.8, 5), (0.65, 3), (0.4, 2), (0.2, 1))
+
+
+@dataclass
+class Ahead:
+    """What one row will be after each of some tokens, the first given and the others guessed.
+
+    hidden (n, D) and logits (n, V) are the model's own, in fp32, after ids[0..i]; they are right for as long as the
+    tokens that come are those of `ids`.
+    """
+
+    state: DecodingState
+    first: int  # where ids[0] stands in the row
+    ids: list[int]
+    hidden: Tensor
+    logits: Tensor
+    used: int = 1
 
 
 class PackedGPT:
@@ -444,61 +375,72 @@ class PackedGPT:
 
     Keeps the decoding protocol (new_state, step, logits) and shares the model's memory: the parameters of one kind
     become views of one array over the layers. fp32 on the CPU only.
+
+    One row alone waits for memory: every token reads all weights. So a copy of the model in int8, a quarter of the
+    size, guesses some tokens, and one fp32 pass over all of them says what the model makes of each (speculative
+    decoding, Leviathan et al. 2023, with the model as its own draft). The caller sees nothing of it: where the token
+    that comes is the one that was guessed, its hidden state and logits are at hand already, and they are fp32's.
     """
 
     def __init__(self, model: GPT) -> None:
         self.model, self.settings = model, model.settings
-        blocks: list[Any] = list(model.blocks)
         self.classic = self.settings.layout == "gpt2"
+        self.head_weight = model.head().detach().numpy()
+        self.embedding = model.embedding.weight.detach()
+        blocks: list[Any] = list(model.blocks)
+        paths = MATRICES["gpt2" if self.classic else "modern"]
+        unscaled = np.zeros((len(blocks), 0), np.float32)
+        self.matrices = [(_stacked([block.get_parameter(path) for block in blocks]), unscaled) for path in paths]
+        self.arguments = self._arguments(self.matrices)
+        self.rounded: tuple[list[Any], Array, Array] | None = None  # arguments, head and its scale in int8
+        self.ahead: Ahead | None = None
+        self.held = 0.85  # share of guesses that held lately
+
+    def _arguments(self, matrices: list[tuple[Array, Array]]) -> list[Any]:
+        """What the compiled step takes after x, with these matrices and their scales."""
+        blocks: list[Any] = list(self.model.blocks)
 
         def of(path: str) -> Array:
             return _stacked([block.get_parameter(path) for block in blocks])
 
-        self.head_weight = model.head().detach().numpy()
-        self.embedding = model.embedding.weight.detach()
-        final: Any = model.norm
+        final: Any = self.model.norm
         eps = self.settings.norm_eps
         nothing = np.zeros((len(blocks), 0), np.float32)
+        qkv, out, up, down = matrices
         if self.classic:
-            names = [
-                "attention_norm.weight",
-                "attention_norm.bias",
-                "attention.qkv.weight",
-                "attention.qkv.bias",
-                "attention.out.weight",
-                "attention.out.bias",
-                "feed_forward_norm.weight",
-                "feed_forward_norm.bias",
-                "feed_forward.up.weight",
-                "feed_forward.up.bias",
-                "feed_forward.down.weight",
-                "feed_forward.down.bias",
-            ]
-            weights = [of(name) for name in names]
-            self.arguments = [
-                *weights,
+            return [
+                of("attention_norm.weight"),
+                of("attention_norm.bias"),
+                *qkv,
+                of("attention.qkv.bias"),
+                *out,
+                of("attention.out.bias"),
+                of("feed_forward_norm.weight"),
+                of("feed_forward_norm.bias"),
+                *up,
+                of("feed_forward.up.bias"),
+                *down,
+                of("feed_forward.down.bias"),
                 final.weight.detach().numpy(),
                 final.bias.detach().numpy(),
                 eps,
                 nothing[0],
                 np.zeros((1, 2, 0), np.float32),
             ]
-        else:
-            q_norm = of("attention.q_norm.weight") if self.settings.layout == "qwen3" else nothing
-            k_norm = of("attention.k_norm.weight") if self.settings.layout == "qwen3" else nothing
-            self.arguments = [
-                of("attention_norm.weight"),
-                of("attention.qkv.weight"),
-                q_norm,
-                k_norm,
-                of("attention.out.weight"),
-                of("feed_forward_norm.weight"),
-                of("feed_forward.gate_up.weight"),
-                of("feed_forward.down.weight"),
-                final.weight.detach().numpy(),
-                eps,
-                model.rotary.numpy(),
-            ]
+        normed = self.settings.layout == "qwen3"
+        return [
+            of("attention_norm.weight"),
+            *qkv,
+            of("attention.q_norm.weight") if normed else nothing,
+            of("attention.k_norm.weight") if normed else nothing,
+            *out,
+            of("feed_forward_norm.weight"),
+            *up,
+            *down,
+            final.weight.detach().numpy(),
+            eps,
+            self.model.rotary.numpy(),
+        ]
 
     @property
     def training(self) -> bool:
@@ -518,30 +460,78 @@ class PackedGPT:
         """As GPT.step; one token a row goes the fast way."""
         if ids.shape[1] > 1 or ids.shape[0] > MOST_ROWS or int(state.lengths.max()) >= state.capacity:
             return self.model.step(ids, n_new, state)
-        x = self.embedding[ids[:, 0]]  # (B, D), a copy
-        if self.model.positions is not None:
-            x += self.model.positions.weight.detach()[state.lengths]
-        threads = _use_threads()
-        step: Any = classic_step if self.classic else modern_step
-        step(x.numpy(), *self.arguments, state.keys.numpy(), state.values.numpy(), state.lengths.numpy(), threads)
+        if ids.shape[0] == 1:
+            hidden = self._next_of_one_row(int(ids), state)
+        else:
+            rows = np.arange(ids.shape[0])
+            hidden = self._pass(ids[:, 0], state, rows, state.lengths.numpy(), self.arguments)
         state.advance(n_new)
-        return x.unsqueeze(1)
+        return hidden.unsqueeze(1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> logits (..., V) fp32."""
+        ahead = self.ahead
+        if ahead is not None and hidden.data_ptr() == ahead.hidden[ahead.used - 1].data_ptr() and hidden.dim() == 2:
+            return ahead.logits[ahead.used - 1 : ahead.used].clone()
         flat = hidden.reshape(-1, hidden.shape[-1])
         if len(flat) > MOST_ROWS:
             return self.model.logits(hidden)
-        out = torch.empty(len(flat), len(self.head_weight))
-        matmul(self.head_weight, flat.contiguous().numpy(), out.numpy(), _use_threads())
-        return out.view(*hidden.shape[:-1], -1)
+        return self._scores(flat.contiguous(), self.head_weight, UNSCALED).view(*hidden.shape[:-1], -1)
 
+    def _scores(self, hidden: Tensor, head: Array, scale: Array) -> Tensor:
+        """hidden (B, D) -> (B, V) by a head in fp32 or int8."""
+        out = torch.empty(len(hidden), len(head))
+        matmul(head, scale, hidden.numpy(), out.numpy(), use_threads())
+        return out
 
-def _use_threads() -> int:
-    """Give numba as many threads as torch has, and say how many."""
-    threads = min(torch.get_num_threads(), MOST_THREADS)
-    numba.set_num_threads(threads)
-    return threads
+    def _pass(self, ids: Tensor, state: DecodingState, owner: Array, places: Array, arguments: list[Any]) -> Tensor:
+        """Tokens ids (B,) of rows owner (B,) at places (B,) through all blocks -> hidden (B, D)."""
+        x = self.embedding[ids]  # (B, D), a copy
+        if self.model.positions is not None:
+            x += self.model.positions.weight.detach()[torch.from_numpy(places)]
+        step: Any = classic_step if self.classic else modern_step
+        step(x.numpy(), *arguments, state.keys.numpy(), state.values.numpy(), owner, places, use_threads())
+        return x
+
+    def _next_of_one_row(self, token: int, state: DecodingState) -> Tensor:
+        """Hidden state (1, D) after one more token of the only row: known already, or looked up ahead."""
+        place = int(state.lengths)
+        ahead = self.ahead
+        if ahead is not None and ahead.state is state and place == ahead.first + ahead.used:
+            if ahead.used < len(ahead.ids) and ahead.ids[ahead.used] == token:
+                ahead.used += 1
+                return ahead.hidden[ahead.used - 1 : ahead.used]
+            if len(ahead.ids) > 1:
+                tried = min(ahead.used, len(ahead.ids) - 1)
+                self.held += 0.1 * tried * ((ahead.used - 1) / tried - self.held)
+        self.held = min(1.0, self.held + 0.005)  # so that guessing is tried again some time
+        count = next((count for least, count in GUESSES if self.held >= least), 0)
+        self.ahead = self._look_ahead(token, place, min(count, state.capacity - place - 1), state)
+        return self.ahead.hidden[:1]
+
+    def _look_ahead(self, token: int, place: int, count: int, state: DecodingState) -> Ahead:
+        """Guess `count` tokens after this one with the int8 weights, then run all of them in fp32."""
+        ids = [token]
+        one, owner = torch.empty(1, dtype=torch.int64), np.zeros(count + 1, np.int64)
+        places = np.arange(place, place + count + 1)
+        if count:
+            arguments, head, scale = self.rounded = self.rounded or self._rounded()
+            for i in range(count):
+                one[0] = ids[-1]
+                hidden = self._pass(one, state, owner[:1], places[i : i + 1], arguments)
+                ids.append(int(self._scores(hidden, head, scale).numpy().argmax()))
+        hidden = self._pass(torch.tensor(ids), state, owner, places, self.arguments)
+        return Ahead(state, place, ids, hidden, self._scores(hidden, self.head_weight, UNSCALED))
+
+    def _rounded(self) -> tuple[list[Any], Array, Array]:
+        """The matrices and the head in int8, made when first needed."""
+
+        def rounded(w: Array) -> tuple[Array, Array]:
+            small, scale = np.empty(w.shape, np.int8), np.empty(w.shape[:-1], np.float32)
+            quantise(w.reshape(-1, w.shape[-1]), small.reshape(-1, w.shape[-1]), scale.reshape(-1))
+            return small, scale
+
+        return self._arguments([rounded(w) for w, _ in self.matrices]), *rounded(self.head_weight)
 
 
 def _stacked(parameters: list[nn.Parameter]) -> Array:
