@@ -34,10 +34,22 @@ def onednn_leads(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a (M, K) times b (N, K)^T by oneDNN -> (M, N) fp32; for a and b transposed as well."""
+    """a (M, K) times b (N, K)^T by oneDNN -> (M, N) fp32.
+
+    b may be the transpose of a contiguous matrix, which oneDNN reads as it lies; a is made contiguous. So of two
+    factors that both lie the wrong way the smaller one belongs first.
+    """
     multiply: Any = torch.ops.mkldnn._linear_pointwise
-    result: Tensor = multiply(a.contiguous(), b.contiguous(), None, "none", [], "")
+    result: Tensor = multiply(a.contiguous(), b, None, "none", [], "")
     return result
+
+
+def product_over_rows(dy: Tensor, x: Tensor) -> Tensor:
+    """dy (M, N), x (M, K) -> dy^T x (N, K), perhaps as the transpose of a contiguous matrix.
+
+    Copying the smaller factor and none but it: 170 to 205 GFLOP/s where copying both gave 155 to 161 (AMD, 2 cores).
+    """
+    return product(x.t(), dy.t()).t() if x.shape[1] < dy.shape[1] else product(dy.t(), x.t())
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -46,15 +58,17 @@ class OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        y = product(x, weight)  # (M, N)
-        return y if bias is None else y.add_(bias)
+        multiply: Any = torch.ops.mkldnn._linear_pointwise
+        y: Tensor = multiply(x, weight, bias, "none", [], "")  # (M, N)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         (dy,) = grads  # (M, N)
+        dy = dy.contiguous()
         dx = product(dy, weight.t()) if ctx.needs_input_grad[0] else None
-        dw = product(dy.t(), x.t()) if ctx.needs_input_grad[1] else None
+        dw = product_over_rows(dy, x) if ctx.needs_input_grad[1] else None
         return dx, dw, dy.sum(0) if ctx.needs_input_grad[2] else None
 
 

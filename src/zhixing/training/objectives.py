@@ -55,9 +55,10 @@ class LinearCrossEntropy(torch.autograd.Function):
         chunk = max(1, min(rows, LOGITS_HELD // vocab))
         loss = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = torch.zeros_like(weight) if needs_grad else None
         w = weight.to(dtype)
         onednn = dtype == torch.float32 and hidden.device.type == "cpu" and onednn_leads()
+        grad_weight = torch.zeros_like(weight) if needs_grad and not onednn else None
+        across = weight.new_zeros(weight.shape[1], vocab) if needs_grad and onednn else None  # (D, V), for oneDNN
         buffer = None if onednn else hidden.new_empty(chunk, vocab, dtype=dtype)
         for begin in range(0, rows, chunk):
             h, y = hidden[begin : begin + chunk].to(dtype), targets[begin : begin + chunk]  # (C, D), (C,)
@@ -74,22 +75,24 @@ class LinearCrossEntropy(torch.autograd.Function):
             if mean_logit is not None:
                 each = (1 - smoothing) * each + smoothing * (log_total - mean_logit)
             loss += (each[:, 0] * counted).sum()
-            if grad_hidden is None or grad_weight is None:
+            if grad_hidden is None:
                 continue
             logits.mul_(counted[:, None] / total)  # p, and 0 where nothing counts
             logits.scatter_add_(1, index, counted[:, None] * (smoothing - 1.0))
             if smoothing:
                 logits.sub_(counted[:, None] * (smoothing / vocab))
             d = logits.to(dtype)
-            if onednn:
+            if across is not None:
                 grad_hidden[begin : begin + chunk] = product(d, w.t())
-                grad_weight += product(d.t(), h.t())
-            elif dtype == grad_weight.dtype == grad_hidden.dtype:
+                across += product(h.t(), d.t())  # (D, V)
+            elif grad_weight is not None and dtype == grad_weight.dtype == grad_hidden.dtype:
                 torch.mm(d, w, out=grad_hidden[begin : begin + chunk])
                 grad_weight.addmm_(d.t(), h)
-            else:
+            elif grad_weight is not None:
                 grad_hidden[begin : begin + chunk] = torch.mm(d, w)
                 grad_weight += torch.mm(d.t(), h)
+        if across is not None:
+            grad_weight = across.t().contiguous()
         if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
