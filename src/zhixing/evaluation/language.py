@@ -108,7 +108,9 @@ def language_scores(
     if not sizes.sum() > 0:
         raise InputError("there is nothing to evaluate", why="the text holds no byte", mend="give text")
     whose = np.maximum(np.cumsum(sizes > 0) - 1, 0)
-    losses, counts, sizes, hits = (np.bincount(whose, column) for column in (losses, counts, sizes, hits))
+    losses, counts, sizes, hits = (
+        np.bincount(whose, weights=column).astype(np.float64) for column in (losses, counts, sizes, hits)
+    )
     n = len(losses)
     loss = losses.sum() / counts.sum()
     low, high = bootstrap_interval(losses, counts, seed, resamples)
