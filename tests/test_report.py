@@ -221,6 +221,13 @@ def test_odd_curves_are_drawn(points: list[tuple[float, float]], log_x: bool) ->
     assert line_chart([Series("a", "small", [])], label=("", ""), y_unit=("", "")) == ""
 
 
+def test_an_axis_from_zero_begins_at_zero() -> None:
+    frame = Frame(width=120, height=120, left=10, right=10, top=10, bottom=10)
+    series = [Series("a", "small", [(0, 50), (100, 100)])]
+    svg = line_chart(series, label=("", ""), y_unit=("", ""), from_zero=True, frame=frame)
+    assert 'points="10.0,62.8 110.0,15.7"' in svg  # 50 of 106, 100 of 106
+
+
 def test_axes_of_a_narrow_range_tell_their_ticks_apart() -> None:
     svg = line_chart([Series("a", "small", [(0, 100.2), (9, 100.8)])], label=("", ""), y_unit=("", ""))
     shown = re.findall(r'text-anchor="end">([\d.,]+)</text>', svg)
@@ -234,6 +241,9 @@ def test_the_pointer_is_answered_at_each_measurement() -> None:
     svg = line_chart(series, label=("", ""), y_unit=("", ""))
     for step, _ in heldout:
         assert f"step {step:,.0f}   training 3   held-out 2.5" in svg
+    between = [text for text in re.findall(r"step ([\d,]+)   [^<]*", svg) if int(text.replace(",", "")) % 500]
+    assert between  # columns where only training was measured: no held-out value is made up there
+    assert not any(re.search(rf">step {text}   [^<]*held-out", svg) for text in between)
 
 
 def test_sparkline() -> None:
