@@ -122,6 +122,7 @@ RECORDS = [
     Case("an empty row", "train a.csv --out out", ("a.csv:3", "empty"), file("a.csv", "id,text\n1,one\n\n2,two\n")),
     Case("csv that is not UTF-8", "train a.csv --out out", ("a.csv:3", "UTF-8"), file("a.csv", b"id,text\n1,one\n2," + GBK + b"\n")),
     Case("tsv read with commas", "train a.tsv --out out", ("a.tsv:1",), file("a.tsv", "id,text\n1,one\n")),
+    Case("csv of an old Mac", "train a.csv --out out", ("a.csv:1", "carriage return"), file("a.csv", "id,text\r1,one\r2,two\r")),
     Case("no parquet", "train a.parquet --out out", ("a.parquet",), file("a.parquet", b"PAR1 nothing PAR1")),
     Case("an empty parquet", "train a.parquet --out out", ("a.parquet",), file("a.parquet", b"")),
     Case("every record bad and skipped", "train a.jsonl data.on_bad_record=skip --out out", ("a.jsonl", "2"), file("a.jsonl", "no\nnor this\n")),
@@ -140,6 +141,8 @@ SPLIT_AND_TOKENS = [
     Case("train one into a file", "tokenizer train a.txt --out a.txt", ("a.txt",), file("a.txt", GOOD)),
     Case("report on no tokenizer", "tokenizer report gone a.txt", ("gone",), file("a.txt", GOOD)),
     Case("report on a broken one", "tokenizer report t.json a.txt", ("t.json",), both(file("a.txt", GOOD), file("t.json", "{]")), mend=False),
+    Case("train one of no size", "tokenizer train a.txt --vocab-size 0 --out t", ("0",), file("a.txt", GOOD)),
+    Case("train one over another", "tokenizer train a.txt --out t", ("t", "tokenizer already"), both(file("a.txt", GOOD), file("t/tokenizer.json", "{}"))),
     Case("a data set nobody knows", "data show austin", ("austin", "austen")),
     Case("fetch one nobody knows", "data fetch austin", ("austin", "austen")),
 ]  # fmt: skip
@@ -161,6 +164,13 @@ RECIPES = [
     Case("unknown key", "train r.toml --out out", ("train.learning_rat", "r.toml:4", "did you mean learning_rate"), recipe("[train]\nlearning_rat = 1\n")),
     Case("a key outside every table", "train r.toml --out out", ("'seed'", "r.toml:1"), file("r.toml", "seed = 1\n")),
     Case("a table that is a number", "train r.toml --out out", ("model", "r.toml"), file("r.toml", "model = 1\n")),
+    Case("a table that is a number, and a setting in it", "train r.toml model.d_model=16 --out out", ("model", "r.toml"), file("r.toml", "model = 1\n")),
+    Case("several tables of one name", "train r.toml model.d_model=16 --out out", ("model", "r.toml"), file("r.toml", "[[model]]\nn_layers = 1\n")),
+    Case("a seed too large", "train a.txt train.seed=9223372036854775808 --out out", ("train.seed", "9223372036854775807"), file("a.txt", GOOD)),
+    Case("a hundred thousand threads", "train a.txt train.threads=100000 --out out", ("train.threads", "1024"), file("a.txt", GOOD)),
+    Case("a setting that is not UTF-8", "train a.txt data.source=caf\udce9 --out out", ("caf\\udce9", "UTF-8"), file("a.txt", GOOD)),
+    Case("a prompt longer than the context", f"train a.txt model.max_len=16 model.d_model=16 model.n_heads=2 train.max_steps=1 eval.prompts=['ok','{'word,' * 20}'] --out out",
+         ("prompt 2", "eval.prompts", "context is 16", "15 tokens"), file("a.txt", GOOD), leaves="out"),
     Case("text for a number", "train r.toml --out out", ("model.d_model", "r.toml:4", "whole number"), recipe('[model]\nd_model = "big"\n')),
     Case("a fraction for a whole number", "train r.toml --out out", ("train.max_steps", "r.toml:4"), recipe("[train]\nmax_steps = 1.5\n")),
     Case("true for a number", "train r.toml --out out", ("train.seed", "r.toml:4"), recipe("[train]\nseed = true\n")),
@@ -198,6 +208,8 @@ PLACES = [
     Case("a folder with something in it", "train a.txt --out texts", ("texts", "--resume"), both(file("a.txt", GOOD), file("texts/a.txt", GOOD))),
     Case("a file for a folder", "train a.txt --out b.txt", ("b.txt",), both(file("a.txt", GOOD), file("b.txt", GOOD))),
     Case("a folder inside a file", "train a.txt --out a.txt/run", ("a.txt",), file("a.txt", GOOD)),
+    Case("a folder whose name is not UTF-8", "train caf\udce9 --out out", ("caf\\udce9", "UTF-8"), file("caf\udce9/a.txt", GOOD)),
+    Case("a run whose name is not UTF-8", "train a.txt --out caf\udce9", ("caf\\udce9", "UTF-8"), file("a.txt", GOOD)),
     Case("generate from nothing", "generate nowhere Once", ("nowhere",)),
     Case("generate from a file", "generate a.txt Once", ("a.txt",), file("a.txt", GOOD)),
     Case("generate from an empty folder", "generate texts Once", ("texts",), lambda f: (f / "texts").mkdir()),
@@ -274,6 +286,9 @@ GENERATE = [
     Case("top-p above 1", "generate RUN x --top-p 1.5", ("top_p", "1.5")),
     Case("min-p above 1", "generate RUN x --min-p 2", ("min_p", "2")),
     Case("a penalty of 0", "generate RUN x --repetition-penalty 0", ("repetition_penalty", "above 0")),
+    Case("a penalty that leaves fp32", "generate RUN x --repetition-penalty 1e-300", ("repetition_penalty", "0.001")),
+    Case("a length penalty beyond numbers", "generate RUN x --num-beams 2 --length-penalty 1e300", ("length_penalty", "10")),
+    Case("and one below them", "generate RUN x --num-beams 2 --length-penalty=-1e300", ("length_penalty", "-10")),
     Case("no tokens", "generate RUN x --max-new-tokens 0", ("max_new_tokens", "1"), mend=False),
     Case("fewer than none", "generate RUN x --max-new-tokens -1", ("max_new_tokens", "-1"), mend=False),
     Case("none of them", "generate RUN x --n 0", ("n = 0",), mend=False),
@@ -476,3 +491,104 @@ def test_what_is_skipped_is_said(command: Callable[..., tuple[int, str, str]]) -
     code, _, err = command(f"train texts data.on_bad_record=skip {small} --out out")
     assert code == 0, err
     assert "left out: bad records 1, files 0" in err and "bad.txt, byte" in err
+
+
+SMALL = (
+    "model.d_model=16 model.n_layers=1 model.n_heads=2 train.max_steps=2 eval.max_new_tokens=2 tokenizer.vocab_size=300"
+)
+
+
+@pytest.mark.parametrize("name", ["📚", "𠮷", 'a"b\\c', "two\nlines"])
+def test_a_folder_of_any_name_can_be_trained_on(name: str, command: Callable[..., tuple[int, str, str]]) -> None:
+    file(f"{name}/a.txt", GOOD)(Path.cwd())
+    code, out, err = command(f"train {name} {SMALL} model.max_len=16 --out out")
+    assert (code, out) == (0, "out\n"), err
+
+
+@pytest.mark.parametrize("max_len", [2, 3, 8])
+def test_the_samples_fit_into_a_small_context(max_len: int, command: Callable[..., tuple[int, str, str]]) -> None:
+    file("a.txt", GOOD)(Path.cwd())
+    code, _, err = command(f"train a.txt {SMALL} model.max_len={max_len} --out out")
+    assert code == 0, err
+    assert Path("out/samples.jsonl").read_text(encoding="utf-8")
+
+
+def test_text_whose_beginnings_are_blank_still_gives_a_sample(command: Callable[..., tuple[int, str, str]]) -> None:
+    file("a.txt", "\n" * 5000 + "x")(Path.cwd())
+    code, _, err = command(f"train a.txt {SMALL} model.max_len=16 --out out")
+    assert code == 0, err
+    assert json.loads(Path("out/samples.jsonl").read_text(encoding="utf-8").splitlines()[0])["prompt"] == ""
+
+
+def test_the_last_window_may_hold_nothing_but_the_end(command: Callable[..., tuple[int, str, str]]) -> None:
+    """Held-out text of every length modulo the context is measured."""
+    for number in range(4):
+        file(f"{number}.txt", GOOD[: 1000 + 37 * number])(Path.cwd())
+        code, _, err = command(f"train {number}.txt {SMALL} tokenizer.vocab_size=258 model.max_len=2 --out out{number}")
+        assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda data: (data / "train" / "00000.bin").write_bytes(b"xx"), "00000.bin"),
+        (lambda data: (data / "facts.json").unlink(), "facts.json"),
+        (lambda data: (data / "MANIFEST.json").unlink(), "MANIFEST.json"),
+    ],
+)
+def test_resume_with_damaged_data(
+    spoil: Callable[[Path], object],
+    says: str,
+    command: Callable[..., tuple[int, str, str]],
+    copied: Path,
+    tiny_folder: Path,
+    tiny_settings: tuple[str, ...],
+) -> None:
+    spoil(copied / "data")
+    line = " ".join(["train", str(tiny_folder), *tiny_settings, "--out", str(copied), "--resume"])
+    refused(Case("", "", (says, "remove")), *command(line))
+    shutil.rmtree(copied / "data")
+    assert command(line)[0] == 0, "what the message says to do works"
+
+
+def test_a_damaged_best_checkpoint_does_not_cost_the_run(
+    command: Callable[..., tuple[int, str, str]], copied: Path, tiny_folder: Path, tiny_settings: tuple[str, ...]
+) -> None:
+    """The best is not the newest here; the run ends with the newest one, and says so."""
+    newest = max((copied / "checkpoints").iterdir())
+    for path in (copied / "checkpoints").iterdir():
+        if path != newest:
+            shutil.rmtree(path)
+    line = " ".join(["train", str(tiny_folder), *tiny_settings, "--out", str(copied), "--resume"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "zhixing.training.loop.Watch.see", lambda watch, step, train, heldout: setattr(watch, "best_step", 20)
+        )
+        code, _, err = command(line)
+    assert code == 0, err
+    assert "warning: there is no checkpoint of step 20" in err and "last step is taken instead" in err
+
+
+def test_begun_anew_with_another_vocabulary_after_a_kill_in_between(
+    command: Callable[..., tuple[int, str, str]],
+) -> None:
+    """Killed after the text was prepared and before training began: there is no recipe.toml yet."""
+    file("a.txt", GOOD)(Path.cwd())
+    line = f"train a.txt {SMALL} model.max_len=16 --out out"
+    assert command(line)[0] == 0
+    run = Path("out")
+    for path in run.iterdir():
+        if path.name not in ("data", "run.lock"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    code, _, err = command(line + " tokenizer.vocab_size=280 --resume")
+    assert code == 0, err
+    assert "vocabulary of 280" in err and json.loads((run / "config.json").read_text())["vocab_size"] == 280
+
+
+def test_evaluate_reads_the_column_that_the_run_was_trained_on(command: Callable[..., tuple[int, str, str]]) -> None:
+    rows = [json.dumps({"body": f"Sentence number {n} says that {n} times two is {2 * n}."}) for n in range(100)]
+    file("a.jsonl", "\n".join(rows))(Path.cwd())
+    code, _, err = command(f"train a.jsonl data.text_column=body {SMALL} model.max_len=16 --out out")
+    assert code == 0, err
+    code, _, err = command("evaluate out a.jsonl")
+    assert code == 0, err

@@ -575,9 +575,11 @@ def test_a_second_trainer_is_refused_until_the_first_is_gone(tmp_path: Path, wit
     left.write_text("half")
     trash = tmp_path / "run" / "checkpoints" / f".step-00000005.trash-{holder.pid}-0123abcd"
     trash.mkdir(parents=True)
+    reused = tmp_path / "run" / f".facts.json.tmp-{os.getppid()}-0123abcd"  # its number is now that of another process
+    reused.write_text("half")
     try:
         with run_lock(tmp_path / "run"):  # a forked child that lives on does not keep the lock
-            assert not left.exists() and not trash.exists()
+            assert not left.exists() and not trash.exists() and not reused.exists()
             with pytest.raises(InputError, match=f"process {os.getpid()} holds"), run_lock(tmp_path / "run"):
                 pass
         with run_lock(tmp_path / "run"):
@@ -604,7 +606,7 @@ def test_a_worker_dies_with_its_launcher() -> None:
     os.kill(worker, 0)
     launcher.kill()
     launcher.wait()
-    for _ in range(100):
+    for _ in range(1000):
         if not _runs(worker):
             return
         time.sleep(0.05)
@@ -642,10 +644,20 @@ def test_the_first_signal_asks_and_the_second_ends(number: signal.Signals) -> No
         process.send_signal(number)
         assert line(process) == "finishing"
     twice.send_signal(number)
-    assert twice.wait(5) == 128 + number
+    assert twice.wait(60) == 128 + number
     assert line(once) == "saved"
-    assert once.wait(5) == 128 + number
+    assert once.wait(60) == 128 + number
     assert once.stderr is not None and number.name in once.stderr.read()
+
+
+def test_a_signal_in_the_midst_of_a_line_still_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reentered(text: str) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stderr>'>")
+
+    monkeypatch.setattr("zhixing.training.runlock.say", reentered)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested and stop.exit_code == 143
 
 
 def test_handlers_come_back_and_threads_are_left_alone() -> None:

@@ -359,7 +359,7 @@ def test_a_signal_ends_a_training_that_can_go_on(
         shell("train", *options, "--out", str(out)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200  # the machine may be busy with other work
         while not (out / "metrics.jsonl").is_file() or not (out / "metrics.jsonl").read_text().count("\n") > 1:
             assert process.poll() is None, process.communicate()[1].decode()
             assert time.monotonic() < deadline
@@ -367,7 +367,7 @@ def test_a_signal_ends_a_training_that_can_go_on(
         process.send_signal(signal.SIGINT)
         if second:
             process.send_signal(signal.SIGTERM)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=200)
     finally:
         process.kill()
     assert stdout == b""

@@ -49,6 +49,15 @@ def test_documents_without_targets_are_left_out() -> None:
     assert language_scores([2.0, 0.0], [2, 0], [4, 0], [1, 0]) == language_scores([2.0], [2], [4], [1])
 
 
+def test_a_window_without_bytes_is_part_of_the_one_before() -> None:
+    """A last window of one target, the end of the text, has nothing but its loss."""
+    whole = language_scores([2.0, 6.5], [2, 4], [4, 9], [1, 2])
+    assert language_scores([2.0, 6.0, 0.5], [2, 3, 1], [4, 9, 0], [1, 1, 1]) == whole
+    assert language_scores([0.5, 1.5, 6.5], [1, 1, 4], [0, 4, 9], [1, 0, 2]) == whole
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        language_scores([1.0], [1], [0], [0])
+
+
 def test_bad_sums() -> None:
     with pytest.raises(InputError, match="nothing to evaluate"):
         language_scores([], [], [], [])

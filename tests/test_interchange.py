@@ -161,10 +161,8 @@ def test_ours_to_transformers(layout: str, tokenizer: Tokenizer, tmp_path: Path)
     model = our_model(layout, tokenizer.vocab_size)
     write_model_directory(tmp_path, model, tokenizer)
     theirs, their_tokenizer = load_with_transformers(tmp_path)
-    assert (
-        type(theirs).__name__
-        == {"gpt2": "GPT2LMHeadModel", "llam": "LlamaForCausalLM", "qwen": "Qwen3ForCausalLM"}[layout[:4]]
-    )
+    classes = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+    assert type(theirs).__name__ == classes[layout.split("-")[0]]
     assert their_tokenizer.model_max_length == 72
     assert theirs.generation_config.eos_token_id == tokenizer.eos_id
     assert_same(model, tokenizer, theirs, their_tokenizer)
@@ -288,6 +286,15 @@ def test_names_of_openai_gpt2_files() -> None:
     tensors["h.0.attn.bias"] = torch.ones(1, 1, 72, 72)
     _, state = from_layout(tensors, config)
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_tensor_under_two_names_is_refused() -> None:
+    model = our_model("gpt2", 50)
+    config = config_of(model.settings, TokenizerFacts(0, 0, ""), "float32")
+    tensors = to_layout(model.state_dict(), model.settings)
+    tensors["h.0.ln_1.weight"] = tensors["transformer.h.0.ln_1.weight"] + 1
+    with pytest.raises(InputError, match=r"transformer\.h\.0\.ln_1\.weight twice"):
+        from_layout(tensors, config)
 
 
 def test_tied_head_that_is_stored_twice() -> None:

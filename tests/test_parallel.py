@@ -16,7 +16,7 @@ from zhixing.training.checkpoint import list_steps, load_step
 SETTINGS = [
     "model.d_model=32", "model.n_layers=1", "model.n_heads=2", "model.max_len=32", "tokenizer.vocab_size=300", "train.max_steps=6",
     "train.eval_steps=3", "train.save_steps=3", "train.optim=adamw", "train.learning_rate=0.003", "train.logging_steps=1", "train.threads=1",
-    "eval.max_new_tokens=4",
+    "eval.max_new_tokens=4", "train.bf16=false",
 ]  # fmt: skip
 
 

@@ -19,7 +19,18 @@ import yaml  # type: ignore[import-untyped]
 
 from zhixing.errors import InputError
 from zhixing.evaluation.card import write_card
-from zhixing.evaluation.curves import Frame, Series, line_chart, log_ticks, plain, smooth, sparkline, thin, ticks
+from zhixing.evaluation.curves import (
+    Frame,
+    Series,
+    labels,
+    line_chart,
+    log_ticks,
+    plain,
+    smooth,
+    sparkline,
+    thin,
+    ticks,
+)
 from zhixing.evaluation.language import language_scores
 from zhixing.evaluation.records import FILES, read_records, visible
 from zhixing.evaluation.report import loss_words, summary, write_report
@@ -134,6 +145,11 @@ def test_ticks() -> None:
     assert ticks(3, 3) == [3]
     assert log_ticks(10, 1000) == [10, 20, 50, 100, 200, 500, 1000]
     assert log_ticks(1, 1e6) == [1, 10, 100, 1000, 10_000, 100_000, 1_000_000]
+    assert labels(ticks(100.2, 100.8)) == ["100.2", "100.4", "100.6", "100.8"]
+    assert labels([5.541, 5.542, 5.543]) == ["5.541", "5.542", "5.543"]
+    assert labels([12_340, 12_345, 12_350]) == ["12,340", "12,345", "12,350"]
+    assert labels([0, 0.005, 0.01]) == ["0", "0.005", "0.01"] and labels([0, 10_000]) == ["0", "10k"]
+    assert labels([3]) == ["3"] and labels([]) == [] and labels([2, 4, 6]) == ["2", "4", "6"]
     assert [plain(v) for v in (0, 0.02, 1200, 12_000, 3.4e6, 1e-5, 2.5)] == [
         "0",
         "0.02",
@@ -205,6 +221,19 @@ def test_odd_curves_are_drawn(points: list[tuple[float, float]], log_x: bool) ->
     assert line_chart([Series("a", "small", [])], label=("", ""), y_unit=("", "")) == ""
 
 
+def test_an_axis_from_zero_begins_at_zero() -> None:
+    frame = Frame(width=120, height=120, left=10, right=10, top=10, bottom=10)
+    series = [Series("a", "small", [(0, 50), (100, 100)])]
+    svg = line_chart(series, label=("", ""), y_unit=("", ""), from_zero=True, frame=frame)
+    assert 'points="10.0,62.8 110.0,15.7"' in svg  # 50 of 106, 100 of 106
+
+
+def test_axes_of_a_narrow_range_tell_their_ticks_apart() -> None:
+    svg = line_chart([Series("a", "small", [(0, 100.2), (9, 100.8)])], label=("", ""), y_unit=("", ""))
+    shown = re.findall(r'text-anchor="end">([\d.,]+)</text>', svg)
+    assert len(shown) > 3 and len(set(shown)) == len(shown)
+
+
 def test_the_pointer_is_answered_at_each_measurement() -> None:
     training = [(float(s), 3.0) for s in range(10, 5001, 10)]
     heldout = [(float(s), 2.5) for s in range(500, 5001, 500)]
@@ -212,6 +241,9 @@ def test_the_pointer_is_answered_at_each_measurement() -> None:
     svg = line_chart(series, label=("", ""), y_unit=("", ""))
     for step, _ in heldout:
         assert f"step {step:,.0f}   training 3   held-out 2.5" in svg
+    between = [text for text in re.findall(r"step ([\d,]+)   [^<]*", svg) if int(text.replace(",", "")) % 500]
+    assert between  # columns where only training was measured: no held-out value is made up there
+    assert not any(re.search(rf">step {text}   [^<]*held-out", svg) for text in between)
 
 
 def test_sparkline() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import gzip
 import json
 import lzma
@@ -417,9 +419,60 @@ def test_a_file_one_may_not_read(tmp_path: Path) -> None:
         assert refused(tmp_path).where == str(locked)
         assert "Permission denied" in refused(tmp_path).why
         assert "Permission denied" in refused(locked).why
+        skipping = read(tmp_path, DataSettings(on_bad_record="skip"))
+        assert list(skipping) == [ENGLISH]
+        assert skipping.skipped == [(str(locked), "Permission denied")]
     finally:
         if was_root:
             os.seteuid(0)
+
+
+def test_places_are_counted_from_the_beginning_of_the_file_a_mark_included(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    text = write(tmp_path / "a.txt", mark + b"abc\xe9")
+    assert refused(text).where == f"{text}, byte 6"
+    nul = write(tmp_path / "b.txt", mark + b"abc\0")
+    assert refused(nul).where == f"{nul}, byte 6"
+    for first in (b"", b'{"text": "one"}\n'):
+        table = write(tmp_path / "a.jsonl", mark + first + b'{"text": "\xe9"}\n')
+        assert f"byte {3 + len(first) + 10} of the file" in refused(table).why
+    sheet = write(tmp_path / "a.csv", mark + b"text\n\xe9\n")
+    assert "byte 8 of the file" in refused(sheet).why
+    good = write(tmp_path / "good.csv", mark + b"text,n\none,1\n")
+    assert list(read(good)) == ["one"]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "dates", "decimals", "not UTF-8", "damaged"])
+def test_parquet_that_holds_no_text(tmp_path: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    if kind == "not UTF-8":
+        lengths, text = b"\0\0\0\0\4\0\0\0", b"a\xff\xffb"
+        column = pyarrow.Array.from_buffers(pyarrow.string(), 1, [None, *map(pyarrow.py_buffer, (lengths, text))])
+    else:
+        column = {
+            "bytes": [b"abc"],
+            "dates": [datetime.date(2020, 1, 1)],
+            "decimals": [decimal.Decimal("1.5")],
+            "damaged": [f"{i} {ENGLISH}" for i in range(300)],
+        }[kind]
+    parquet.write_table(pyarrow.table({"text": column}), path)
+    if kind == "damaged":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3 : len(data) // 3 + 400] = bytes(400)
+        path.write_bytes(data)
+    assert str(path) in refused(path).where
+
+
+def test_a_run_inside_the_folder_is_no_text(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", ENGLISH)
+    write(tmp_path / "runs/a/run.lock", "")
+    write(tmp_path / "runs/a/README.md", "A card.")
+    write(tmp_path / "runs/a/metrics.jsonl", rows({"step": 1}))
+    documents = read(tmp_path)
+    assert list(documents) == [ENGLISH]
+    assert documents.skipped == [(str(tmp_path / "runs/a"), "a run of zhixing")]
 
 
 # ---- bad records, skipped or put aside

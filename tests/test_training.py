@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import platform
+import shutil
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +21,11 @@ from torch import Tensor, nn
 from zhixing.errors import InputError
 from zhixing.models import products
 from zhixing.models.gpt import GPT, GPTSettings
+from zhixing.models.layers import RMSNorm
 from zhixing.models.lstm import LSTM, LSTMSettings
 from zhixing.recipe import EvalSettings, TrainSettings
-from zhixing.training import objectives
+from zhixing.training import loop, objectives
+from zhixing.training.checkpoint import TrainingState, load_step
 from zhixing.training.loop import Watch, fit
 from zhixing.training.objectives import linear_cross_entropy, next_token
 from zhixing.training.optimizers import Muon, make_optimizers, orthogonalise
@@ -165,6 +172,19 @@ def test_every_parameter_has_one_optimizer(optim: str) -> None:
         assert by_muon == {id(p) for n, p in model.named_parameters() if n.startswith("blocks") and p.dim() == 2}
 
 
+def test_a_norm_in_bf16_warns_nobody_and_gives_torchs_bits() -> None:
+    norm = RMSNorm(64, 1e-5)
+    generator = torch.Generator().manual_seed(3)
+    norm.weight.data += 0.1 * torch.randn(64, generator=generator)
+    x = torch.randn(4, 8, 64, generator=generator).bfloat16()
+    with warnings.catch_warnings(), torch.autocast("cpu", torch.bfloat16):
+        warnings.simplefilter("error")
+        y = norm(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(y, F.rms_norm(x, (64,), norm.weight, 1e-5)) and y.dtype == torch.bfloat16
+
+
 # ---- the loop --------------------------------------------------------------------------------------------------------
 
 TINY = TrainSettings(
@@ -263,8 +283,6 @@ def test_metrics_are_complete_and_resume_drops_what_is_behind_the_checkpoint(tmp
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [e["step"] for e in lines if "loss" in e] == [2, 4, 6]
     assert [e["step"] for e in lines if "eval_loss" in e] == [3, 6]
-    import shutil
-
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
     model = tiny_gpt(seed=5)
     run(model, TINY, tmp_path, resume=True)
@@ -272,6 +290,40 @@ def test_metrics_are_complete_and_resume_drops_what_is_behind_the_checkpoint(tmp
     keep = lambda e: {k: v for k, v in e.items() if k not in ("seconds", "tokens_per_second")}  # noqa: E731
     assert [(e["step"], e.get("eval_loss")) for e in again] == [(e["step"], e.get("eval_loss")) for e in lines]
     assert keep(again[-2]) == keep(lines[-2]) or again[-2]["loss"] == pytest.approx(lines[-2]["loss"], rel=0.5)
+
+
+def test_resumed_at_its_best_step_it_is_the_best_again(tmp_path: Path) -> None:
+    """An evaluation between two saves that is the best saves a checkpoint, which already names itself the best."""
+    settings = replace(TINY, save_steps=5)
+    run(tiny_gpt(), settings, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text()
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000005")
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    run(tiny_gpt(seed=5), settings, tmp_path, resume=True)
+    best = [[json.loads(x)["best"] for x in text.splitlines() if "best" in x]
+            for text in (lines, (tmp_path / "metrics.jsonl").read_text())]  # fmt: skip
+    assert best == [[True, True], [True, True]]
+
+
+def test_a_best_model_that_could_not_be_saved_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full just when the best is to be saved: the best before it stays, on the disk and in the result."""
+    real = loop.save_checkpoint
+
+    def full(folder: Path, model: Any, optimizer: Any, state: TrainingState) -> Path:
+        if state.step == 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(folder, model, optimizer, state)
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    model = tiny_gpt()
+    settings = replace(TINY, max_steps=12)
+    losses = iter([5.0, 1.0, 3.0, 4.0])
+    monkeypatch.setattr(loop, "heldout_loss", lambda *_: next(losses))
+    optimizers = make_optimizers(model, settings)
+    result = fit(model, next_token(), optimizers, Reversal(), Reversal(), settings, EvalSettings(), tmp_path, {})
+    assert (result.best_step, result.best_loss) == (9, 3.0)
+    assert load_step(tmp_path, result.best_step).state.step == 9
 
 
 def test_watch_sees_overfitting() -> None:

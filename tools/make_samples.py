@@ -25,14 +25,8 @@ from typing import Any
 AUSTEN_SHA256 = "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95"
 POETRY_SHA256 = "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86"
 R_DATA = "./usr/lib/R/site-library/janeaustenr/data/Rdata"
-NOVELS = (
-    "sensesensibility",
-    "prideprejudice",
-    "mansfieldpark",
-    "emma",
-    "northangerabbey",
-    "persuasion",
-)  # as published
+# In the order in which they were published.
+NOVELS = ("sensesensibility", "prideprejudice", "mansfieldpark", "emma", "northangerabbey", "persuasion")
 
 # The poets whose work is taken whole: the best known of each of the four periods of Tang.
 POETS = [
@@ -91,18 +85,8 @@ def deb_members(deb: bytes) -> dict[str, bytes]:
 
 # ---- R's serialisation (R internals, section 1.8): XDR, big-endian
 
-NIL, GLOBAL, SYMBOL, PAIRLIST, CHARS, LOGICAL, INTEGER, STRINGS, LIST, REFERENCE = (
-    254,
-    253,
-    1,
-    2,
-    9,
-    10,
-    13,
-    16,
-    19,
-    255,
-)
+NIL, GLOBAL, SYMBOL, PAIRLIST, CHARS = 254, 253, 1, 2, 9
+LOGICAL, INTEGER, STRINGS, LIST, REFERENCE = 10, 13, 16, 19, 255
 
 
 class RReader:
@@ -113,7 +97,7 @@ class RReader:
         self.symbols: list[Any] = []
         assert self.take(2) == b"X\n", "not R's XDR serialisation"
         version = self.integer()
-        self.integer(), self.integer()  # written by, least version to read
+        self.take(8)  # the version that wrote it, and the least that reads it
         if version == 3:
             self.take(self.integer())  # the native encoding
 

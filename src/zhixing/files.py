@@ -134,15 +134,19 @@ def set_aside(target: Path) -> Path:
     return bad
 
 
-def clear_leftovers(folder: Path) -> list[str]:
-    """Delete the hidden temporaries and half-deleted directories of processes that are dead; return their names."""
+def clear_leftovers(folder: Path, *, alone: bool = False) -> list[str]:
+    """Delete the hidden temporaries and half-deleted directories of processes that are dead; return their names.
+
+    `alone`: the caller holds the lock on the folder, so all but its own are. A number in a name may meanwhile be that
+    of another process (in a container, of the same one every time), and then only the lock tells.
+    """
     cleared = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = _LEFTOVER.match(path.name)
         if not match or path in _in_use:
             continue
         pid = int(match["pid"])
-        if pid != os.getpid() and _is_alive(pid):
+        if not alone and pid != os.getpid() and _is_alive(pid):
             continue
         with contextlib.suppress(OSError):
             if path.is_dir() and not path.is_symlink():

@@ -124,7 +124,7 @@ class Recipe:
         tables = []
         for table in dataclasses.fields(self):
             settings = getattr(self, table.name)
-            rows = [f"{f.name} = {_toml_value(getattr(settings, f.name))}" for f in dataclasses.fields(settings)]
+            rows = [f"{f.name} = {toml_value(getattr(settings, f.name))}" for f in dataclasses.fields(settings)]
             tables.append("\n".join([f"[{table.name}]", *rows]))
         return "\n\n".join(tables) + "\n"
 
@@ -179,7 +179,9 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
         ) from None
     for override in overrides or []:
         table, key, value = _parse_override(override)
-        raw.setdefault(table, {})[key] = value
+        values = raw.setdefault(table, {})
+        if isinstance(values, dict):  # else it is refused below
+            values[key] = value
     settings = {}
     for table, values in raw.items():
         line = _line_of(text, table, None)
@@ -208,6 +210,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         raise InputError(f"{key} cannot be used", where=where, why=why, mend=mend)
 
     least: int
+    most: int
     for key, value, least in (
         ("model.d_model", m.d_model, 1),
         ("model.n_layers", m.n_layers, 1),
@@ -232,6 +235,9 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     ):
         if value != "auto" and value < least:
             refuse(key, f"it is {value}, the least possible value is {least}", f"set it to {least} or more")
+    for key, value, most in (("train.seed", t.seed, (1 << 63) - 1), ("train.threads", t.threads, 1024)):
+        if value != "auto" and value > most:
+            refuse(key, f"it is {value}, the greatest possible value is {most}", f"set it to {most} or less")
     for key, value in (
         ("train.learning_rate", t.learning_rate),
         ("train.adam_learning_rate", t.adam_learning_rate),
@@ -378,9 +384,10 @@ def _line_of(text: str, table: str, key: str | None) -> int | None:
     return None
 
 
-def _toml_value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """A string, a number, true, false or a list of them as TOML text."""
     if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+        return "[" + ", ".join(toml_value(v) for v in value) + "]"
     if isinstance(value, str):  # a JSON string is a TOML basic string, but for DEL
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     if isinstance(value, bool):

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import platform
 import re
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -40,14 +42,14 @@ from zhixing.evaluation.baselines import count_ids, unigram_bits_per_byte, xz_bi
 from zhixing.evaluation.card import write_card  # noqa: E402
 from zhixing.evaluation.language import LanguageScores, language_scores  # noqa: E402
 from zhixing.evaluation.report import summary, write_report  # noqa: E402
-from zhixing.files import MANIFEST, atomic_dir, atomic_write, verify_manifest, write_manifest  # noqa: E402
+from zhixing.files import MANIFEST, atomic_dir, atomic_write, remove_tree, verify_manifest, write_manifest  # noqa: E402
 from zhixing.interchange.import_export import export_model, import_model  # noqa: E402
 from zhixing.interchange.model_directory import read_model_directory, write_model_directory  # noqa: E402
 from zhixing.interchange.word_vectors_text import read_word_vectors  # noqa: E402
 from zhixing.models.gpt import GPT, GPTSettings  # noqa: E402
 from zhixing.models.lstm import LSTM, LSTMSettings  # noqa: E402
 from zhixing.progress import Progress, duration, quantity, say  # noqa: E402
-from zhixing.recipe import Recipe, check_recipe, load_recipe, parse_recipe, recipe_names  # noqa: E402
+from zhixing.recipe import DataSettings, Recipe, check_recipe, load_recipe, parse_recipe, recipe_names, toml_value  # noqa: E402
 from zhixing.tasks.generation import Completion, generate, stream  # noqa: E402
 from zhixing.tasks.scoring import score_sequences  # noqa: E402
 from zhixing.text.catalogue import names as dataset_names  # noqa: E402
@@ -95,12 +97,26 @@ def train(source: str, *overrides: str, out: str | None = None, resume: bool = F
     with parallel_from_environment() as parallel:
         if parallel.world > 1:
             die_with_parent()
+        _refuse_unwritable(source, out or "", *overrides)
         asked = _asked_recipe(source, list(overrides))
         run_dir = _run_dir(source, out, resume)
+        parallel.barrier()  # the others must have looked at the folder before the first one writes into it
         if parallel.main:
             with run_lock(run_dir):
                 return _train(asked, run_dir, resume, parallel)
         return _train(asked, run_dir, resume, parallel)
+
+
+def _refuse_unwritable(*texts: str) -> None:
+    """The run's files are UTF-8, and they name the text, the folder and the settings."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            shown = text.encode("utf-8", "backslashreplace").decode()
+            raise InputError(
+                f"{shown} is not UTF-8", why="a run writes its names down", mend="rename it, or link to it by a name"
+            ) from None
 
 
 def _asked_recipe(source: str, overrides: list[str]) -> Recipe:
@@ -112,7 +128,8 @@ def _asked_recipe(source: str, overrides: list[str]) -> Recipe:
             f"there is nothing called {source!r}",
             mend=f"give a file or folder of text, a .toml recipe, or one of the recipes {', '.join(recipe_names())}",
         )
-    recipe = parse_recipe(f"[data]\nsource = {json.dumps(source)}\n", source, overrides)
+    text = f"[data]\nsource = {toml_value(source)}\n"
+    recipe = parse_recipe(text, source, overrides)
     size = _text_size(path) if os.path.lexists(path) else 0
     if 0 < size < 300_000:  # so little text needs, and can teach, only a very small model
         small = [
@@ -122,7 +139,7 @@ def _asked_recipe(source: str, overrides: list[str]) -> Recipe:
             "model.max_len=128",
             "train.per_device_train_batch_size=8",
         ]
-        recipe = parse_recipe(f"[data]\nsource = {json.dumps(source)}\n", source, small + overrides)
+        recipe = parse_recipe(text, source, small + overrides)
     return recipe
 
 
@@ -190,6 +207,7 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
         flops_per_second=matmul_speed("bfloat16" if bf16 else "float32"),
     )
     plan.check_fits()
+    _refuse_long_prompts(recipe, tokenizer)
     if parallel.main and asked.train.compile == "auto" and not (run_dir / "recipe.toml").exists():
         compiled = compiled and plan.seconds is not None and plan.seconds[0] > 8 * COMPILE_SECONDS
     compiled = parallel.any(parallel.main and compiled)  # a timing decides: the first process's, for all
@@ -236,7 +254,14 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
             say(f"go on with:  zhixing train ... --out {run_dir} --resume")
         raise SystemExit(result.exit_code)
     if result.best_step >= 0:
-        restore_model(model, load_step(run_dir, result.best_step).model)
+        try:
+            best = load_step(run_dir, result.best_step)
+        except InputError as error:  # damaged since: the run is not lost for that
+            if parallel.main:
+                say(f"warning: {error.what} ({error.why or error.where}); the model of the last step is taken instead")
+            result = replace(result, best_step=result.step)
+        else:
+            restore_model(model, best.model)
     run = Run(run_dir, model.eval(), tokenizer)
     if parallel.main:
         _finish(
@@ -254,6 +279,22 @@ def _refuse_early(asked: Recipe, run_dir: Path) -> None:
         )
     size = asked.tokenizer.vocab_size
     plan_run(asked, 256 if size == "auto" else max(1, size), 1, available=memory_available()).check_fits()
+
+
+def _refuse_long_prompts(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    """A prompt that leaves no room to write is refused before the training, not after it."""
+    if recipe.model.family == "lstm":  # it forgets instead of filling up
+        return
+    context = recipe.model.max_len
+    for number, prompt in enumerate(recipe.eval.prompts, 1):
+        size = len(tokenizer.encode(prompt))
+        if size >= context:
+            raise InputError(
+                f"prompt {number} has {size} tokens, the model's context is {context}",
+                where="eval.prompts",
+                why="prompt and new tokens together must fit into the context",
+                mend=f"shorten it to {context - 1} tokens or fewer, or raise model.max_len",
+            )
 
 
 def _threads(recipe: Recipe, parallel: Parallel) -> int:
@@ -373,9 +414,25 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generator
 def _prepare_data(asked: Recipe, run_dir: Path) -> None:
     """RUN/data: tokenizer, train and held-out shards, facts; made once, whole or not at all."""
     target = run_dir / "data"
+    made_with = {
+        "data": dataclasses.asdict(asked.data),
+        "tokenizer": dataclasses.asdict(asked.tokenizer),
+        "seed": asked.train.seed,
+    }
     if target.exists():
-        verify_manifest(target)
-        return
+        try:
+            verify_manifest(target)
+        except (ValueError, OSError) as error:
+            raise InputError(
+                "the prepared text of this run is damaged",
+                where=str(target),
+                why=str(error),
+                mend=f"remove {target}: it is made anew from the text, and the run goes on if that has not changed",
+            ) from None
+        made = json.loads((target / "facts.json").read_text(encoding="utf-8"))
+        if (run_dir / "recipe.toml").exists() or made.get("made_with", made_with) == made_with:
+            return
+        remove_tree(target)  # killed before it began to train, and now begun with other settings
     if not asked.data.source:
         raise InputError("the recipe names no text", mend='set data.source = "a folder, a file or a data set"')
     say(f"reading {asked.data.source}")
@@ -395,6 +452,7 @@ def _prepare_data(asked: Recipe, run_dir: Path) -> None:
         report = tokenizer_report(tokenizer, {"held-out text": split.heldout})
         facts = {
             "source": asked.data.source,
+            "made_with": made_with,
             "dataset": _dataset_facts(asked.data.source),
             "fingerprint": documents.fingerprint(),
             "counts": documents.counts.to_dict(),
@@ -490,7 +548,8 @@ def _finish(
     )
     say("  beside it: " + ", ".join(f"{name} {value:.3f}" for name, value in baselines.items()))
     say(f"done in {duration(seconds)}; look at {run_dir / 'report.html'}")
-    say(f"next:  zhixing generate {run_dir} {json.dumps(samples[0]['prompt'], ensure_ascii=False)} --stream")
+    prompt = shlex.quote(str(samples[0]["prompt"]).strip())
+    say(f"next:  zhixing generate {shlex.quote(str(run_dir))} {prompt} --stream")
 
 
 def _scores(run: Run, sequences: PackedSequences, seed: int) -> LanguageScores:
@@ -504,11 +563,14 @@ def _chunks(shards: Shards, size: int = 1 << 20) -> Iterator[NDArray[np.int64]]:
 
 
 def _heldout_prompts(run: Run, heldout: PackedSequences, count: int = 3) -> list[str]:
-    """Beginnings of held-out documents: the first dozen tokens each."""
-    shards = heldout.shards
+    """Beginnings of held-out documents: the first dozen tokens each, fewer in a very small context; or ""."""
+    shards, context = heldout.shards, run._max_len()
     step = max(1, shards.n_documents // count)
-    beginnings = (run.tokenizer.decode(shards.document(i)[:12].tolist()) for i in range(0, shards.n_documents, step))
-    return [text.strip("\ufffd") for text in beginnings if text.strip("\ufffd \n")][:count]
+    size = min(12, max(1, context // 2))
+    beginnings = (run.tokenizer.decode(shards.document(i)[:size].tolist()) for i in range(0, shards.n_documents, step))
+    texts = (text.strip("\ufffd") for text in beginnings)
+    good = (text for text in texts if text.strip() and len(run.tokenizer.encode(text)) < context)
+    return list(itertools.islice(good, count)) or [""]
 
 
 def peak_memory() -> int:
@@ -641,7 +703,7 @@ class Run:
             return _scores(self, PackedSequences(open_shards(folder), self._max_len(), seed=0), seed=0)
         import tempfile
 
-        documents = read_documents(data, Recipe().data)
+        documents = read_documents(data, self._data_settings())
         with tempfile.TemporaryDirectory() as folder_name:
             shards = write_shards(documents, self.tokenizer, Path(folder_name) / "shards")
             return _scores(self, PackedSequences(shards, self._max_len(), seed=0), seed=0)
@@ -657,6 +719,14 @@ class Run:
         decoder = model.for_decoding()
         give_back()
         return decoder
+
+    def _data_settings(self) -> DataSettings:
+        """Other text is read as the run's own was: from the same column, with the same normal form."""
+        path = self.path / "recipe.toml"
+        if not path.exists():
+            return DataSettings()
+        own = load_recipe(str(path)).data
+        return DataSettings(text_column=own.text_column, normalize=own.normalize)
 
     def _max_len(self) -> int:
         settings: Any = self.model.settings
@@ -704,9 +774,16 @@ def train_tokenizer_command(source: str, out: str, kind: Any = "bpe", vocab_size
     """Train a tokenizer on a text and save it."""
     if kind not in ("bpe", "char", "word"):
         raise InputError(f"there is no tokenizer of kind {kind!r}", mend="the kinds are bpe, char and word")
-    documents = read_documents(source, Recipe().data)
-    tokenizer = train_tokenizer(documents, kind, vocab_size or auto_vocab_size(documents.total_bytes))
     target = Path(out)
+    if (target / "tokenizer.json").exists():
+        raise InputError(
+            f"{out} holds a tokenizer already",
+            why="a model that was trained with it could not be used any more",
+            mend="give another folder",
+        )
+    documents = read_documents(source, Recipe().data)
+    size = auto_vocab_size(documents.total_bytes) if vocab_size is None else vocab_size
+    tokenizer = train_tokenizer(documents, kind, size)
     target.mkdir(parents=True, exist_ok=True)
     tokenizer.save(target)
     return tokenizer

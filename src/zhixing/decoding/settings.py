@@ -13,6 +13,8 @@ from typing import NoReturn
 from zhixing.errors import InputError
 
 MOST_SAMPLES = 1024  # of one prompt in one call: each is a row of the batch
+MOST_LENGTH_PENALTY = 10  # either way: length ** penalty must stay a number
+LEAST_REPETITION_PENALTY = 1e-3  # below, a division by it leaves fp32
 LEAST_TEMPERATURE = 1e-5  # below, a division by it leaves fp32; 0 itself is greedy
 
 
@@ -76,8 +78,12 @@ class DecodingSettings:
             _refuse("top_p", self.top_p, "it takes a number above 0 and up to 1", "1 leaves every token in")
         if not 0 <= self.min_p <= 1:
             _refuse("min_p", self.min_p, "it takes a number from 0 to 1", "0 leaves every token in")
-        if self.repetition_penalty <= 0:
-            _refuse("repetition_penalty", self.repetition_penalty, "it must be above 0", "1 changes nothing")
+        if self.repetition_penalty < LEAST_REPETITION_PENALTY:
+            why = f"it must be above 0, at least {LEAST_REPETITION_PENALTY}"
+            _refuse("repetition_penalty", self.repetition_penalty, why, "1 changes nothing")
+        if abs(self.length_penalty) > MOST_LENGTH_PENALTY:
+            why = f"it takes a number from {-MOST_LENGTH_PENALTY} to {MOST_LENGTH_PENALTY}"
+            _refuse("length_penalty", self.length_penalty, why, "1 takes the mean of a beam, 0 its sum")
         if type(self.early_stopping) is not bool:
             _refuse("early_stopping", self.early_stopping, "it takes true or false")
         stop: object = self.stop

@@ -112,6 +112,20 @@ def plain(value: float) -> str:
     return f"{value:.3g}"
 
 
+def labels(values: Sequence[float]) -> list[str]:
+    """`plain` of each tick, or where its three digits would hide the distance between them all digits that they have.
+
+    >>> labels([100.2, 100.4])
+    ['100.2', '100.4']
+    """
+    step = min((b - a for a, b in itertools.pairwise(values)), default=0.0)
+    top = max(map(abs, values), default=0.0)
+    if not step or step > 0.999 * 10.0 ** (math.floor(math.log10(top)) - 2):
+        return [plain(value) for value in values]
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [f"{value:,.{digits}f}" for value in values]
+
+
 def line_chart(
     series: Sequence[Series],
     *,
@@ -155,15 +169,16 @@ def line_chart(
     floor, right = f.top + inner_height, f.width - f.right
     kind, name = escape(f"chart {css}".strip()), escape(label[0])
     parts = [f'<svg class="{kind}" viewBox="0 0 {f.width} {f.height}" role="img" aria-label="{name}">']
-    for tick in ticks(y_low, y_high, max(2, inner_height // 38)):
+    y_ticks = ticks(y_low, y_high, max(2, inner_height // 38))
+    for tick, text in zip(y_ticks, labels(y_ticks), strict=True):
         y = at(x_low, tick)[1]
         parts.append(f'<line class="grid" x1="{f.left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick" x="{f.left - 8}" y="{y + 4}" text-anchor="end">{plain(tick)}</text>')
+        parts.append(f'<text class="tick" x="{f.left - 8}" y="{y + 4}" text-anchor="end">{text}</text>')
     x_ticks = log_ticks(x_low, x_high) if log_x else ticks(x_low, x_high, max(2, inner_width // 95))
-    for tick in x_ticks:
+    for tick, text in zip(x_ticks, labels(x_ticks), strict=True):
         x = at(tick, y_low)[0]
         parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{floor}" y2="{floor + 4}"/>')
-        parts.append(f'<text class="tick" x="{x}" y="{floor + 18}" text-anchor="middle">{plain(tick)}</text>')
+        parts.append(f'<text class="tick" x="{x}" y="{floor + 18}" text-anchor="middle">{text}</text>')
     parts.append(f'<line class="axis" x1="{f.left}" x2="{right}" y1="{floor}" y2="{floor}"/>')
     parts.append(_both(y_unit, f'class="unit" x="{f.left - 36}" y="14"'))
     parts.append(_both(x_unit, f'class="unit" x="{right}" y="{f.height - 4}" text-anchor="end"'))

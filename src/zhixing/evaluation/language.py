@@ -81,7 +81,8 @@ def language_scores(
     """Scores from sums over each document.
 
     nll (n,) in nats; targets (n,) tokens predicted; n_bytes (n,) UTF-8 bytes that these tokens stand for; correct (n,)
-    tokens that were the most probable one. Documents with nothing to predict are left out.
+    tokens that were the most probable one. Documents with nothing to predict are left out; one without bytes (a last
+    window that holds nothing but the end of a text) is counted as part of the one before it.
 
     >>> scores = language_scores([6.0, 2.0], [3, 1], [6, 2], [1, 1])
     >>> scores.loss.value, scores.accuracy.value
@@ -104,8 +105,12 @@ def language_scores(
             where=f"document {int(np.flatnonzero(counted)[~np.isfinite(losses)][0])}",
             mend="train with a lower learning rate, or load an earlier checkpoint",
         )
-    if not (sizes > 0).all():
-        raise ValueError("a document with targets must have bytes")
+    if not sizes.sum() > 0:
+        raise InputError("there is nothing to evaluate", why="the text holds no byte", mend="give text")
+    whose = np.maximum(np.cumsum(sizes > 0) - 1, 0)
+    losses, counts, sizes, hits = (
+        np.bincount(whose, weights=column).astype(np.float64) for column in (losses, counts, sizes, hits)
+    )
     n = len(losses)
     loss = losses.sum() / counts.sum()
     low, high = bootstrap_interval(losses, counts, seed, resamples)

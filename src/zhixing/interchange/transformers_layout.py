@@ -218,6 +218,13 @@ def is_buffer(name: str) -> bool:
 def check_shapes(found: Mapping[str, Shape], settings: Settings) -> None:
     """Names and shapes of a file against what its config says; InputError names the first that does not fit."""
     expected = layout_shapes(settings)
+    names = [canonical_name(name, settings) for name in found if not is_buffer(name)]
+    if twice := next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None:
+        raise InputError(
+            f"the weights hold {twice} twice",
+            why="under its name and under OpenAI's",
+            mend="leave one of the two in the file",
+        )
     found = {canonical_name(name, settings): shape for name, shape in found.items() if not is_buffer(name)}
     if settings.tie_embeddings and "lm_head.weight" in found:
         expected["lm_head.weight"] = (settings.vocab_size, settings.d_model)

@@ -339,7 +339,13 @@ def _usable(files: list[SourceFile], settings: DataSettings) -> tuple[list[Sourc
                     raise InputError("the file is empty", where=file.name, mend="give a file with text in it")
                 skipped.append((file.name, "empty"))
                 continue
-            _check_readable(file)
+            try:
+                _check_readable(file)
+            except InputError as error:
+                if settings.on_bad_record == "fail" or len(files) == 1:
+                    raise
+                skipped.append((file.name, error.why))
+                continue
             if file.kind == "text":
                 found = inspect(file)
                 if found.problem and settings.on_bad_record == "fail":
@@ -422,6 +428,9 @@ def _walk(root: Path, settings: DataSettings) -> tuple[list[SourceFile], list[tu
             names = sorted(os.listdir(folder))
         except OSError as error:
             unreadable(folder, error)
+            return
+        if "run.lock" in names and folder != root:
+            skipped.append((str(folder), "a run of zhixing"))
             return
         here = (facts.st_dev, facts.st_ino)
         if here in above:
@@ -553,7 +562,8 @@ def _unpacked_zstd(raw: IO[bytes]) -> Iterator[bytes]:
 
 
 def utf8_blocks(blocks: Iterable[bytes], file: SourceFile) -> Iterator[bytes]:
-    """The same text as UTF-8 without a byte order mark; UTF-16 and UTF-32 are told by theirs."""
+    """The same text as UTF-8; UTF-16 and UTF-32 are told by their byte order mark. That of UTF-8 stays, so that places
+    in the blocks are places in the file; whoever decodes the first line takes it off."""
     source = iter(blocks)
     head = b""
     for block in source:
@@ -562,7 +572,7 @@ def utf8_blocks(blocks: Iterable[bytes], file: SourceFile) -> Iterator[bytes]:
             break
     encoding = next((name for mark, name in WIDE if head.startswith(mark)), "")
     if not encoding:
-        yield head.removeprefix(codecs.BOM_UTF8)
+        yield head
         yield from source
         return
     decoder = codecs.getincrementaldecoder(encoding)()
@@ -608,8 +618,8 @@ def decoded(file: SourceFile, progress: Callable[[int], None] | None = None) -> 
                 why = f"{error.reason} (byte 0x{data[error.start]:02x})"
                 raise not_text(file, at + error.start, why, _encoding_advice(data, error.start)) from None
             text, held = data[: error.start].decode(), data[error.start :]
+        text = after_return + (text if at else text.removeprefix("\ufeff"))
         at += len(data) - len(held)
-        text = after_return + text
         after_return = "\r" if text.endswith("\r") and block is not None else ""
         if after_return:
             text = text[:-1]
@@ -749,6 +759,17 @@ def byte_lines(blocks: Iterable[bytes]) -> Iterator[tuple[int, int, bytes | None
         yield number, offset, b"".join(held) if size <= MAX_RECORD else None
 
 
+def record_lines(
+    file: SourceFile, progress: Callable[[int], None] | None = None
+) -> Iterator[tuple[int, int, bytes | None]]:
+    """`byte_lines` of a file, the mark at its beginning taken off."""
+    for number, offset, line in byte_lines(utf8_blocks(raw_blocks(file, progress), file)):
+        if offset == 0 and line is not None and line.startswith(codecs.BOM_UTF8):
+            yield number, len(codecs.BOM_UTF8), line.removeprefix(codecs.BOM_UTF8)
+        else:
+            yield number, offset, line
+
+
 def too_long(where: str) -> Bad:
     limit = f"{MAX_RECORD >> 20} MiB"
     return Bad(
@@ -771,7 +792,8 @@ def check_value(value: Any, column: str, where: str) -> InputError | None:
         return wrong(f"the column {column!r} is null")
     if not isinstance(value, str):
         return wrong(
-            f"the column {column!r} holds no text", f"it is {json.dumps(value)[:60]}, a {type(value).__name__}"
+            f"the column {column!r} holds no text",
+            f"it is {json.dumps(value, default=str)[:60]}, a {type(value).__name__}",
         )
     if not value.strip():
         return wrong(f"the column {column!r} is empty")
@@ -808,7 +830,7 @@ def missing_column(column: str, columns: list[str], where: str) -> InputError:
 def read_jsonl(file: SourceFile, column: str, progress: Callable[[int], None] | None = None) -> Iterator[Record | Bad]:
     """Rows of JSON lines: an object a line, the text under `column`. Blank lines at the end are nothing."""
     blank: list[int] = []
-    for number, offset, line in byte_lines(utf8_blocks(raw_blocks(file, progress), file)):
+    for number, offset, line in record_lines(file, progress):
         where = f"{file.name}:{number}"
         if line is None:
             yield too_long(where)
@@ -864,7 +886,7 @@ def read_csv(file: SourceFile, column: str, progress: Callable[[int], None] | No
     csv.field_size_limit(MAX_RECORD)
 
     def lines() -> Generator[str, None, None]:
-        for number, offset, line in byte_lines(utf8_blocks(raw_blocks(file, progress), file)):
+        for number, offset, line in record_lines(file, progress):
             if line is None:
                 faults.append((number, "long"))
                 yield "\n"
@@ -884,7 +906,10 @@ def read_csv(file: SourceFile, column: str, progress: Callable[[int], None] | No
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise InputError(
-            "the first line does not name the columns", where=f"{file.name}:1", why=str(error), mend=MEND_QUOTES
+            "the first line does not name the columns",
+            where=f"{file.name}:1",
+            why=_csv_reason(str(error)),
+            mend=MEND_QUOTES,
         ) from None
     if faults:
         raise InputError(
@@ -945,6 +970,8 @@ MEND_QUOTES = 'put text with commas, quotes or line ends in "..." and write a qu
 
 
 def _csv_reason(message: str) -> str:
+    if "new-line character" in message:
+        return "a carriage return stands where a line should end, as in files of an old Mac"
     return "a quote is opened and never closed" if "unexpected end of data" in message else message
 
 
@@ -965,6 +992,7 @@ def read_parquet(file: SourceFile, column: str) -> Iterator[Record | Bad]:
         wanted = [column] + ["group"] * ("group" in names and column != "group")
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=wanted):
+            batch.validate(full=True)  # else text that is not UTF-8 is found in the midst of Python's objects
             columns = batch.to_pydict()
             for i, value in enumerate(columns[column]):
                 number += 1
@@ -974,7 +1002,9 @@ def read_parquet(file: SourceFile, column: str) -> Iterator[Record | Bad]:
                 else:
                     group = columns["group"][i] if len(wanted) > 1 else None
                     yield Record(_unix(value), None if group is None else str(group))
-    except pyarrow.ArrowInvalid as error:
+    except InputError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # damaged bytes are any of them
         raise InputError(
             "the file is no readable parquet", where=file.name, why=str(error).split("\n")[0], mend="write it again"
         ) from None

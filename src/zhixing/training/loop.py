@@ -28,6 +28,7 @@ from zhixing.training.checkpoint import (
     SaveGuard,
     TrainingState,
     capture_rng,
+    checkpoint_path,
     load_newest,
     optimizer_tensors,
     purge,
@@ -80,7 +81,7 @@ class Watch:
     def see(self, step: int, train_loss: float, heldout_loss: float) -> bool:
         """Take in an evaluation; True if it is the best so far."""
         self.recent = [*self.recent, (train_loss, heldout_loss)][-EVALUATIONS_UNTIL_OVERFIT - 1 :]
-        if heldout_loss < self.best_loss:
+        if heldout_loss < self.best_loss or step == self.best_step:  # a resumed run measures its best again
             self.best_loss, self.best_step, self.bad_evals = heldout_loss, step, 0
             return True
         self.bad_evals += 1
@@ -152,24 +153,26 @@ def fit(
             facts=facts,
         )
 
-    def save() -> None:
+    def save() -> bool:
+        """Whether the checkpoint of this step is on the disk now."""
         taken = snapshot()  # every process takes part: each has its own random state
         if parallel.main:
             with guard:
                 save_checkpoint(run_dir, _tensors(model), optimizer_tensors(optimizers.members, named), taken)
                 purge(run_dir, t.save_total_limit, {watch.best_step} if watch.best_step >= 0 else set())
-        parallel.barrier()
+        return parallel.any(parallel.main and checkpoint_path(run_dir, state.step).is_dir())  # waits for the first
 
     def evaluate() -> bool:
         """Measure held-out loss; True if training should stop."""
         loss = heldout_loss(model, objective, heldout, eval_settings, parallel, bf16)
         best = watch.see(state.step, train_loss, loss)
         bits = loss / math.log(2) / bytes_per_token
+        shown = recent_loss / recent_count if recent_count else train_loss  # since the last line of the log
         if log:
             log.write({"step": state.step, "eval_loss": loss, "eval_bits_per_byte": bits, "best": best})
             mark = "  best so far" if best else ""
             progress.close(
-                f"step {state.step:>6} of {t.max_steps}   training loss {train_loss:.3f}"
+                f"step {state.step:>6} of {t.max_steps}   training loss {shown:.3f}"
                 f"   held-out loss {loss:.3f}   {bits:.3f} bits per byte{mark}"
             )
             if watch.overfits() and not watch.said:
@@ -241,20 +244,19 @@ def fit(
                 note = f"loss {train_loss:.3f}   {quantity(speed)} tokens/s"
                 progress.update(state.step, note)
             at_end = state.step == t.max_steps
-            saved = False
-            if stopping or at_end or state.step % t.save_steps == 0:
-                save()
-                saved = True
+            due = stopping or at_end or state.step % t.save_steps == 0
+            saved = due and save()
             if stopping:
                 ended = "signal"
             elif at_end or state.step % t.eval_steps == 0:
                 paused = time.perf_counter()
                 if math.isnan(train_loss):
                     train_loss = mean_loss
+                best = watch.best_loss, watch.best_step
                 if evaluate():
                     ended = "early stop"
-                if watch.best_step == state.step and not saved:
-                    save()
+                if watch.best_step == state.step and not (saved if due else save()):
+                    watch.best_loss, watch.best_step = best  # a best model that is not on the disk is none
                 logged_at += time.perf_counter() - paused
     seconds = seconds_before + time.perf_counter() - began
     if log:

@@ -67,7 +67,7 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         for folder in (path.parent, path.parent / "checkpoints"):
-            clear_leftovers(folder)
+            clear_leftovers(folder, alone=True)
         yield
     finally:
         # the file stays: to delete it would let two processes lock two files of one name
@@ -115,7 +115,8 @@ class StopSignals:
         if self.requested:
             os._exit(128 + number)  # no clean-up: what is half written has a hidden name
         self.requested, self.signal = True, number
-        say(f"{signal.Signals(number).name}: finishing the step and saving; once more to leave at once")
+        with contextlib.suppress(RuntimeError):  # it came in the midst of another line, and stderr takes one at a time
+            say(f"{signal.Signals(number).name}: finishing the step and saving; once more to leave at once")
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
