@@ -44,10 +44,12 @@ FASTTEXT = "__label__"
 UNLABELLED = "unsup"  # the folder of aclImdb that has no labels
 # Names that are taken for the column wanted where it is missing and just one of them is there.
 TEXT_NAMES = frozenset(
-    "text sentence review content comment document body tweet message 文本 内容 评论 句子 正文".split()
+    ["text", "sentence", "review", "content", "comment", "document", "body", "tweet", "message"]
+    + ["文本", "内容", "评论", "句子", "正文"]
 )
 LABEL_NAMES = frozenset(
-    "label labels category class sentiment topic target polarity intent 标签 类别 分类 情感".split()
+    ["label", "labels", "category", "class", "sentiment", "topic", "target", "polarity", "intent"]
+    + ["标签", "类别", "分类", "情感"]
 )
 
 
