@@ -358,20 +358,22 @@ class _Reading:
             return
         if file.kind == "text":
             rows: Iterator[Row | Bad] = _fasttext_rows(file, progress, self.settings)
-            names = [self.settings.text_column, self.settings.label_column]
         elif file.kind == "jsonl":
-            rows, names = readers.json_rows(file, progress), []
+            rows = readers.json_rows(file, progress)
         elif file.kind == "parquet":
-            rows, names = readers.parquet_rows(file, self.choose), []
+            rows = readers.parquet_rows(file, self.choose)
         else:
-            rows, names = readers.csv_rows(file, self.choose, progress), []
+            rows = readers.csv_rows(file, self.choose, progress)
+        needed = set[str]()
         for row in rows:
             if isinstance(row, Bad):
                 yield row
                 continue
-            if file.kind == "jsonl" and not set(names) <= row.values.keys():
+            if file.kind == "jsonl" and not (needed and row.values.keys() >= needed):
                 try:
-                    names = self.choose(list(row.values), row.where)
+                    needed = set(
+                        self.choose(list(row.values), row.where)[:2]
+                    )  # a row may lack a group, or a label beside its score
                 except InputError as error:
                     yield row.bad(error)
                     continue
@@ -407,6 +409,10 @@ class _Reading:
         text = self.value(row, settings.text_column)
         if fault := readers.check_value(text, self.guessed.get(settings.text_column, settings.text_column), row.where):
             return row.bad(fault)
+        text = self.clean(text)
+        if not text:
+            why = "nothing but control characters"
+            return row.bad(InputError("the text is empty", where=row.where, why=why, mend=readers.MEND_SKIP))
         labels: tuple[str, ...] = ()
         score: float | None = None
         try:
@@ -417,7 +423,7 @@ class _Reading:
         except InputError as error:
             return row.bad(error)
         group = row.values.get("group")
-        return LabelledText(self.clean(text), labels, score, "" if group is None else str(group)), row.where
+        return LabelledText(text, labels, score, "" if group is None else str(group)), row.where
 
     def whole_file(self, file: SourceFile, label: str) -> tuple[LabelledText, str] | Bad:
         try:
