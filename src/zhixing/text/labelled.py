@@ -262,6 +262,7 @@ def _find(source: str, settings: LabelledSettings, part: Part) -> tuple[Found, S
                 raise InputError("the file is empty", where=file.name, mend=MEND_SOURCE)
             skipped.append((file.name, "empty"))
         else:
+            readers.check_readable(file)
             kept.append((file, ""))
     if path.is_dir():
         kept, more = _label_by_folder(path, kept)

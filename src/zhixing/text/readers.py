@@ -321,8 +321,15 @@ def read_documents(source: str, settings: DataSettings, *, quarantine: Path | No
         )
     one_text = False
     if source in catalogue.names():
+        entry = catalogue.show_dataset(source)
+        if entry.task in ("vectors", "word-pairs", "model"):
+            raise InputError(
+                f"the data set {source!r} holds no running text",
+                why=f"it is {entry.title}",
+                mend="`zhixing data list` shows what each data set is for",
+            )
         paths = catalogue.dataset_files(source)
-        one_text = catalogue.show_dataset(source).one_text
+        one_text = entry.one_text
         files, skipped = [source_file(path, path.name) for path in paths], list[tuple[str, str]]()
     else:
         files, skipped = find_files(source, settings)
@@ -351,7 +358,7 @@ def _usable(files: list[SourceFile], settings: DataSettings) -> tuple[list[Sourc
                     raise InputError("the file is empty", where=file.name, mend="give a file with text in it")
                 skipped.append((file.name, "empty"))
                 continue
-            _check_readable(file)
+            check_readable(file)
             if file.kind == "text":
                 found = inspect(file)
                 if found.problem and settings.on_bad_record == "fail":
@@ -487,7 +494,7 @@ def _near_path(path: Path) -> str:
     )
 
 
-def _check_readable(file: SourceFile) -> None:
+def check_readable(file: SourceFile) -> None:
     try:
         file.path.open("rb").close()
     except OSError as error:
