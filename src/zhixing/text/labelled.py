@@ -629,11 +629,14 @@ class LabelledSplitReport:
     contradictory: int  # texts removed with all their copies, because these have several labels
     near: int  # texts that nearly repeat another one: they are on its side
     groups: int
+    by: Literal["label", "score"] = "label"  # what the strata are
 
     def summary(self) -> str:
         """One line for a person."""
         total = self.train_texts + self.heldout_texts
-        parts = [f"held out: {self.heldout_texts:,} of {total:,} texts ({self.heldout_texts / total:.1%}), by label"]
+        parts = [
+            f"held out: {self.heldout_texts:,} of {total:,} texts ({self.heldout_texts / total:.1%}), by {self.by}"
+        ]
         if self.removed_exact:
             parts.append(f"{self.removed_exact:,} repeated ones removed")
         if self.contradictory:
@@ -690,7 +693,8 @@ def split_labelled(texts: LabelledTexts, heldout_fraction: float, seed: int) -> 
     train = texts.pick(i for i, out in zip(kept, held, strict=True) if not out)
     heldout = texts.pick(i for i, out in zip(kept, held, strict=True) if out)
     groups = len({texts[i].group for i in kept} - {""})
-    report = LabelledSplitReport(len(train), len(heldout), removed_exact, contradictory, len(near), groups)
+    by: Literal["label", "score"] = "score" if texts.problem_type == "regression" else "label"
+    report = LabelledSplitReport(len(train), len(heldout), removed_exact, contradictory, len(near), groups, by)
     return LabelledSplit(train, heldout, report)
 
 
