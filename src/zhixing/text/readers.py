@@ -90,6 +90,18 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A line of jsonl, or a row of csv, tsv or parquet, as it stands there."""
+
+    values: dict[str, Any]
+    where: str  # file:line, or file and row
+    raw: str = ""  # as it was written, where it was written as text
+
+    def bad(self, error: InputError) -> Bad:
+        return Bad(error, self.raw or str(self.values))
+
+
+@dataclass(frozen=True)
 class Bad:
     """A record that cannot be used: why, and what can be shown of it."""
 
@@ -309,8 +321,15 @@ def read_documents(source: str, settings: DataSettings, *, quarantine: Path | No
         )
     one_text = False
     if source in catalogue.names():
+        entry = catalogue.show_dataset(source)
+        if entry.task in ("vectors", "word-pairs", "model"):
+            raise InputError(
+                f"the data set {source!r} holds no running text",
+                why=f"it is {entry.title}",
+                mend="`zhixing data list` shows what each data set is for",
+            )
         paths = catalogue.dataset_files(source)
-        one_text = catalogue.show_dataset(source).one_text
+        one_text = entry.one_text
         files, skipped = [source_file(path, path.name) for path in paths], list[tuple[str, str]]()
     else:
         files, skipped = find_files(source, settings)
@@ -340,7 +359,7 @@ def _usable(files: list[SourceFile], settings: DataSettings) -> tuple[list[Sourc
                 skipped.append((file.name, "empty"))
                 continue
             try:
-                _check_readable(file)
+                check_readable(file)
             except InputError as error:
                 if settings.on_bad_record == "fail" or len(files) == 1:
                     raise
@@ -484,7 +503,7 @@ def _near_path(path: Path) -> str:
     )
 
 
-def _check_readable(file: SourceFile) -> None:
+def check_readable(file: SourceFile) -> None:
     try:
         file.path.open("rb").close()
     except OSError as error:
@@ -812,23 +831,69 @@ def check_value(value: Any, column: str, where: str) -> InputError | None:
 MEND_SKIP = 'mend the record, or set on_bad_record = "skip" or "quarantine"'
 
 
-def missing_column(column: str, columns: list[str], where: str) -> InputError:
+def missing_column(column: str, columns: list[str], where: str, *, setting: str = "text_column") -> InputError:
+    """The columns that are there and the one most like `column`. `setting` is the key of [data] that names it."""
     near = difflib.get_close_matches(column, columns, 1, 0.5) or difflib.get_close_matches(
         column.lower(), [c.strip().lower() for c in columns], 1, 0.5
     )
     nearest = next((c for c in columns if near and c.strip().lower() == near[0].strip().lower()), "")
+    holds = setting.removesuffix("_column")
     return InputError(
         f"there is no column {column!r}",
         where=where,
         why=f"the columns are {', '.join(map(repr, columns[:20]))}" if columns else "there are no columns",
-        mend=f"set data.text_column to {nearest!r}"
+        mend=f"set data.{setting} to {nearest!r}"
         if nearest
-        else "set data.text_column to the column that holds the text",
+        else f"set data.{setting} to the column that holds the {holds}",
     )
 
 
+def record(row: Row, column: str) -> Record | Bad:
+    """The text under `column`, with the row's group if it names one."""
+    value, group = row.values[column], row.values.get("group")
+    if fault := check_value(value, column, row.where):
+        return row.bad(fault)
+    return Record(unix(value), str(group) if isinstance(group, (str, int, float)) else None)
+
+
+# Given the columns that are there and the place that names them: those to read. It may raise InputError.
+Choose = Callable[[list[str], str], list[str]]
+
+
+def _text_and_group(column: str) -> Choose:
+    def choose(names: list[str], where: str) -> list[str]:
+        if column not in names:
+            raise missing_column(column, names, where)
+        return [column] + ["group"] * ("group" in names and column != "group")
+
+    return choose
+
+
 def read_jsonl(file: SourceFile, column: str, progress: Callable[[int], None] | None = None) -> Iterator[Record | Bad]:
-    """Rows of JSON lines: an object a line, the text under `column`. Blank lines at the end are nothing."""
+    """Texts of JSON lines."""
+    for row in json_rows(file, progress):
+        if isinstance(row, Bad):
+            yield row
+        elif column not in row.values:
+            yield row.bad(missing_column(column, list(row.values), row.where))
+        else:
+            yield record(row, column)
+
+
+def read_csv(file: SourceFile, column: str, progress: Callable[[int], None] | None = None) -> Iterator[Record | Bad]:
+    """Texts of csv or tsv."""
+    for row in csv_rows(file, _text_and_group(column), progress):
+        yield row if isinstance(row, Bad) else record(row, column)
+
+
+def read_parquet(file: SourceFile, column: str) -> Iterator[Record | Bad]:
+    """Texts of a parquet file."""
+    for row in parquet_rows(file, _text_and_group(column)):
+        yield record(row, column)
+
+
+def json_rows(file: SourceFile, progress: Callable[[int], None] | None = None) -> Iterator[Row | Bad]:
+    """Rows of JSON lines: an object a line. Blank lines at the end are nothing."""
     blank: list[int] = []
     for number, offset, line in record_lines(file, progress):
         where = f"{file.name}:{number}"
@@ -841,10 +906,10 @@ def read_jsonl(file: SourceFile, column: str, progress: Callable[[int], None] | 
         for empty in blank:
             yield Bad(InputError("a line is empty", where=f"{file.name}:{empty}", mend=MEND_SKIP), "")
         blank.clear()
-        yield _json_record(line, column, where, offset)
+        yield _json_row(line, where, offset)
 
 
-def _json_record(line: bytes, column: str, where: str, offset: int) -> Record | Bad:
+def _json_row(line: bytes, where: str, offset: int) -> Row | Bad:
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -866,21 +931,15 @@ def _json_record(line: bytes, column: str, where: str, offset: int) -> Record | 
             "a line is not usable JSON", "nested too deeply" if isinstance(error, RecursionError) else str(error)
         )
     if not isinstance(row, dict):
-        return bad("a line is not a JSON object", f"it is a {type(row).__name__}", f'write {{"{column}": "..."}}')
-    if column not in row:
-        return Bad(missing_column(column, list(row), where), text)
-    value = row[column]
-    if fault := check_value(value, column, where):
-        return Bad(fault, text)
-    group = row.get("group")
-    return Record(_unix(value), str(group) if isinstance(group, (str, int)) else None)
+        return bad("a line is not a JSON object", f"it is a {type(row).__name__}", 'write {"text": "..."}')
+    return Row(row, where, text)
 
 
-def _unix(text: str) -> str:
+def unix(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def read_csv(file: SourceFile, column: str, progress: Callable[[int], None] | None = None) -> Iterator[Record | Bad]:
+def csv_rows(file: SourceFile, choose: Choose, progress: Callable[[int], None] | None = None) -> Iterator[Row | Bad]:
     """Rows of csv or tsv (RFC 4180 quoting); the first line names the columns. A row's line is the one it starts at."""
     faults: list[tuple[int, str]] = []  # (line, why) of lines that are no text
     csv.field_size_limit(MAX_RECORD)
@@ -915,9 +974,7 @@ def read_csv(file: SourceFile, column: str, progress: Callable[[int], None] | No
         raise InputError(
             "the first line is not text", where=f"{file.name}:1", why=faults[0][1], mend="save the file as UTF-8"
         )
-    if column not in header:
-        raise missing_column(column, header, f"{file.name}:1")
-    at, group_at = header.index(column), header.index("group") if "group" in header else None
+    wanted = [(name, header.index(name)) for name in choose(header, f"{file.name}:1")]
     rows = 0
     blank: list[int] = []
     while True:
@@ -953,10 +1010,8 @@ def read_csv(file: SourceFile, column: str, progress: Callable[[int], None] | No
         elif len(row) != len(header):
             why = f"it has {len(row)} fields, the first line names {len(header)}"
             yield Bad(InputError("a row does not fit the columns", where=where, why=why, mend=MEND_QUOTES), raw)
-        elif fault := check_value(row[at], column, where):
-            yield Bad(fault, raw)
         else:
-            yield Record(_unix(row[at]), row[group_at] if group_at is not None else None)
+            yield Row({name: row[at] for name, at in wanted}, where, raw)
     if not rows:
         raise InputError(
             "there are only column names",
@@ -975,7 +1030,7 @@ def _csv_reason(message: str) -> str:
     return "a quote is opened and never closed" if "unexpected end of data" in message else message
 
 
-def read_parquet(file: SourceFile, column: str) -> Iterator[Record | Bad]:
+def parquet_rows(file: SourceFile, choose: Choose) -> Iterator[Row]:
     """Rows of a parquet file, in batches."""
     try:
         import pyarrow
@@ -986,22 +1041,13 @@ def read_parquet(file: SourceFile, column: str) -> Iterator[Record | Bad]:
         ) from None
     try:
         table = pyarrow.parquet.ParquetFile(file.path)
-        names = list(table.schema_arrow.names)
-        if column not in names:
-            raise missing_column(column, names, file.name)
-        wanted = [column] + ["group"] * ("group" in names and column != "group")
+        wanted = choose(list(table.schema_arrow.names), file.name)
         number = 0
         for batch in table.iter_batches(batch_size=1024, columns=wanted):
             batch.validate(full=True)  # else text that is not UTF-8 is found in the midst of Python's objects
-            columns = batch.to_pydict()
-            for i, value in enumerate(columns[column]):
+            for values in batch.to_pylist():
                 number += 1
-                where = f"{file.name}, row {number}"
-                if fault := check_value(value, column, where):
-                    yield Bad(fault, str(value))
-                else:
-                    group = columns["group"][i] if len(wanted) > 1 else None
-                    yield Record(_unix(value), None if group is None else str(group))
+                yield Row(values, f"{file.name}, row {number}")
     except InputError:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # damaged bytes are any of them

