@@ -32,6 +32,8 @@ from zhixing.evaluation.intervals import Floats, Intervals, Score, Statistics, a
 LEAST = float(np.finfo(np.float64).eps)  # a probability of 0 for what happened would cost an infinite loss
 
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+ByName = dict[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -109,21 +111,24 @@ def ratio(top: Floats, bottom: Floats, otherwise: float = 0.0) -> Floats:
     return found
 
 
-def averages(hits: Floats, predicted: Floats, support: Floats) -> dict[str, Floats]:
-    """Micro, macro and weighted precision, recall and F1: counts (..., C) -> nine scores (...)."""
-    parts = {
-        "precision": (hits, predicted),
-        "recall": (hits, support),
-        "f1": (2 * hits, predicted + support),
-    }
+def averages(hits: Floats, predicted: Floats, support: Floats, whole: tuple[Bools, Bools] | None = None) -> ByName:
+    """Micro, macro and weighted precision, recall and F1: counts (..., C) -> nine scores (...).
+
+    For resamples `whole` says which classes are an answer, and which a target, of any text at all (C,). A ratio that is
+    0 / 0 only because the class was not drawn is left out of its macro mean: as 0 it would pull the interval down.
+    """
+    parts = {"precision": (hits, predicted), "recall": (hits, support), "f1": (2 * hits, predicted + support)}
     met = (predicted + support) > 0  # (..., C)
-    found: dict[str, Floats] = {}
-    for name, (top, bottom) in parts.items():
-        each = ratio(top, bottom)  # (..., C)
-        found[f"micro_{name}"] = ratio(top.sum(-1), bottom.sum(-1))
-        found[f"macro_{name}"] = ratio((each * met).sum(-1), met.sum(-1))
-        found[f"weighted_{name}"] = ratio((each * support).sum(-1), support.sum(-1))
-    return found
+    counted = dict.fromkeys(parts, met)
+    if whole is not None:
+        known = {"precision": whole[0], "recall": whole[1], "f1": whole[0] | whole[1]}
+        counted = {name: met & ((bottom > 0) | ~known[name]) for name, (_, bottom) in parts.items()}
+    each = {name: ratio(top, bottom) for name, (top, bottom) in parts.items()}  # (..., C)
+    return {
+        **{f"micro_{name}": ratio(top.sum(-1), bottom.sum(-1)) for name, (top, bottom) in parts.items()},
+        **{f"macro_{n}": ratio((score * counted[n]).sum(-1), counted[n].sum(-1)) for n, score in each.items()},
+        **{f"weighted_{name}": ratio((score * support).sum(-1), support.sum(-1)) for name, score in each.items()},
+    }
 
 
 def matthews(hits: Floats, predicted: Floats, support: Floats) -> Floats:
@@ -134,15 +139,7 @@ def matthews(hits: Floats, predicted: Floats, support: Floats) -> Floats:
     return ratio(top, np.sqrt(np.maximum(spread, 0.0)))
 
 
-def single_label_statistics(hits: Floats, predicted: Floats, support: Floats) -> dict[str, Floats]:
-    """All scores of texts with one label each. The micro averages are the accuracy and not repeated, but for F1."""
-    found = averages(hits, predicted, support)
-    accuracy = found.pop("micro_precision")
-    del found["micro_recall"], found["weighted_recall"]  # both the accuracy again
-    return {"accuracy": accuracy, **found, "mcc": matthews(hits, predicted, support)}
-
-
-def _class_statistics(hits: Floats, predicted: Floats, support: Floats) -> dict[str, Floats]:
+def _class_statistics(hits: Floats, predicted: Floats, support: Floats) -> ByName:
     """Of each class (..., C); nan where there is nothing to judge by."""
     return {
         "class precision": ratio(hits, predicted, np.nan),
@@ -198,7 +195,7 @@ def classification_scores(
     y, said = _ids(y[known], said[known], len(labels))
     _nothing(len(y))
     cells, counts = np.unique(y * len(labels) + said, return_counts=True)  # (K,) occupied
-    statistics = _of_cells(cells // len(labels), cells % len(labels), len(labels))
+    statistics = cell_statistics(cells // len(labels), cells % len(labels), len(labels))
     found = bootstrap_scores(counts, statistics, seed=seed, resamples=resamples)
     scores = as_scores(found, len(y), seed)
     if p is not None:
@@ -228,7 +225,7 @@ def multilabel_scores(
     if y.ndim != 2 or y.shape != said.shape or y.shape[1] != len(labels):
         raise ValueError(f"expected two tables (N, {len(labels)}), got {y.shape} and {said.shape}")
     _nothing(len(y))
-    found = bootstrap_scores(np.ones(len(y), np.int64), _of_texts(y, said), seed=seed, resamples=resamples)
+    found = bootstrap_scores(np.ones(len(y), np.int64), text_statistics(y, said), seed=seed, resamples=resamples)
     scores = as_scores(found, len(y), seed)
     if probabilities is not None:
         p = np.asarray(probabilities, np.float64)
@@ -238,49 +235,45 @@ def multilabel_scores(
     return ClassifierScores(scores, _classes(found, labels, y.sum(0), said.sum(0), seed), len(y), seed)
 
 
-def cell_counts(drawn: Floats, targets: Ints, predictions: Ints, n_classes: int) -> tuple[Floats, Floats, Floats]:
-    """Hits, answers and targets of each class when cell k, of targets[k] and predictions[k], holds drawn[:, k] texts.
+def cell_statistics(targets: Ints, predictions: Ints, n_classes: int) -> Statistics:
+    """All scores of texts with one label each, from draws (R, K): cell k is of targets[k] and predictions[k].
 
-    drawn (R, K) -> three of (R, C).
+    The micro averages are the accuracy, and so is weighted recall: but for F1 they are not repeated.
     """
     own, said = np.eye(n_classes)[targets], np.eye(n_classes)[predictions]  # (K, C)
-    return drawn @ (own * said), drawn @ said, drawn @ own
+    both, whole = own * said, (said.sum(axis=0) > 0, own.sum(axis=0) > 0)
 
-
-def multilabel_statistics(drawn: Floats, y: NDArray[np.bool_], said: NDArray[np.bool_]) -> dict[str, Floats]:
-    """All multi-label scores of resamples in which text i occurs drawn[:, i] times: (R, N) -> each (R,)."""
-    hits, predicted, support = label_counts(drawn, y, said)
-    n = drawn.sum(axis=1)  # (R,)
-    wrong = (y != said).sum(axis=1).astype(np.float64)  # (N,) labels
-    return {
-        **averages(hits, predicted, support),
-        "subset_accuracy": drawn @ (wrong == 0).astype(np.float64) / n,
-        "hamming_loss": drawn @ wrong / (n * y.shape[1]),
-    }
-
-
-def label_counts(drawn: Floats, y: NDArray[np.bool_], said: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:
-    """Hits, answers and targets of each label: (R, N), (N, C), (N, C) -> three of (R, C)."""
-    return drawn @ (y & said).astype(np.float64), drawn @ said.astype(np.float64), drawn @ y.astype(np.float64)
-
-
-def _of_cells(targets: Ints, predictions: Ints, n_classes: int) -> Statistics:
-    def statistics(drawn: Floats) -> dict[str, Floats]:
-        counts = cell_counts(drawn, targets, predictions, n_classes)
-        return single_label_statistics(*counts) | _class_statistics(*counts)
+    def statistics(drawn: Floats) -> ByName:
+        counts = drawn @ both, drawn @ said, drawn @ own  # each (R, C)
+        found = averages(*counts, whole)
+        accuracy = found.pop("micro_precision")
+        del found["micro_recall"], found["weighted_recall"]
+        return {"accuracy": accuracy, **found, "mcc": matthews(*counts), **_class_statistics(*counts)}
 
     return statistics
 
 
-def _of_texts(y: NDArray[np.bool_], said: NDArray[np.bool_]) -> Statistics:
-    def statistics(drawn: Floats) -> dict[str, Floats]:
-        return multilabel_statistics(drawn, y, said) | _class_statistics(*label_counts(drawn, y, said))
+def text_statistics(y: Bools, said: Bools) -> Statistics:
+    """All scores of texts with any number of labels (N, C), from draws (R, N)."""
+    parts = [part.astype(np.float64) for part in (y & said, said, y)]  # (N, C)
+    whole = said.sum(axis=0) > 0, y.sum(axis=0) > 0
+    wrong = (y != said).sum(axis=1).astype(np.float64)  # (N,) labels
+
+    def statistics(drawn: Floats) -> ByName:
+        hits, predicted, support = (drawn @ part for part in parts)  # each (R, C)
+        n = drawn.sum(axis=1)  # (R,)
+        return {
+            **averages(hits, predicted, support, whole),
+            "subset_accuracy": drawn @ (wrong == 0).astype(np.float64) / n,
+            "hamming_loss": drawn @ wrong / (n * y.shape[1]),
+            **_class_statistics(hits, predicted, support),
+        }
 
     return statistics
 
 
 def _of_probabilities(
-    columns: dict[str, Floats], sure: Floats, right: NDArray[np.bool_], seed: int, resamples: int
+    columns: dict[str, Floats], sure: Floats, right: Bools, seed: int, resamples: int
 ) -> dict[str, Score]:
     """Means of columns (N,), and the calibration error of the answers (N, A), with intervals over texts.
 

@@ -1,7 +1,7 @@
 """The confusion matrix and the reliability diagram as SVG text: no library, no script, colours from the page's classes.
 
 A cell of the matrix is coloured by its share of the row, so that small classes show as well as large ones: hits in one
-colour, errors in another. Small shares are lifted (opacity 0.1 + 0.9 share^0.6), because an error of 2 % is what one
+colour, errors in another. Small shares are lifted (opacity 0.16 + 0.84 share^0.6), because an error of 2 % is what one
 looks for. Numbers stand where they fit; every cell that holds a text tells its own when pointed at.
 """
 
@@ -58,7 +58,7 @@ def confused(confusion: ArrayLike, most: int = 12) -> list[tuple[int, int, int]]
 
 def shade(share: float) -> float:
     """The opacity of a cell that holds this share of its row."""
-    return 0.1 + 0.9 * share**0.6 if share > 0 else 0.0
+    return 0.16 + 0.84 * share**0.6 if share > 0 else 0.0
 
 
 def confusion_picture(confusion: ArrayLike, labels: Sequence[str]) -> str:
@@ -72,11 +72,12 @@ def confusion_picture(confusion: ArrayLike, labels: Sequence[str]) -> str:
     size = min(12, cell - 2)  # of letters
     shown = [fits(" ".join(name.split()), LABEL_COLUMNS) for name in names]
     width = round(0.62 * size * max(map(columns, shown)))  # of the widest label
-    upright = width <= cell - 6
-    left, top = max(width, 40) + 12, 26 + (size + 4 if upright else round(0.71 * width) + 10)
+    turn = 0 if width <= cell - 6 else 45 if 0.7 * cell > size else 90  # degrees, so that no label meets the next
+    rise = {0: size, 45: round(0.71 * (width + size)), 90: width}[turn]
+    left, top = max(width, 40) + 12, 30 + rise
     side = cell * n_classes
-    right = 8 if upright else max(8, round(0.71 * width) - cell // 2 + 12)
-    full_width, height = max(left + side + right, 350), top + side + 44
+    right = max(8, round(0.71 * width) - cell // 2 + 12) if turn == 45 else 8
+    full_width, height = left + max(side + right, 104 + 40 * len(LEGEND)), top + side + 44
     parts = [
         f'<svg class="matrix" width="{full_width}" height="{height}" viewBox="0 0 {full_width} {height}" role="img" '
         f'font-size="{size}" aria-label="{escape(_in_words(matrix, names))}">',
@@ -92,11 +93,11 @@ def confusion_picture(confusion: ArrayLike, labels: Sequence[str]) -> str:
             f'<text x="{left - 8}" y="{top + middle + 0.35 * size:.1f}" text-anchor="end">{escape(short)}{hint}</text>'
         )
         across = f"{left + middle:.1f}"
-        where = (
-            f'x="{across}" y="{top - 7}" text-anchor="middle"'
-            if upright
-            else f'x="{left + middle + 0.3 * size:.1f}" y="{top - 6}" transform="rotate(-45 {across} {top - 6})"'
-        )
+        where = {
+            0: f'x="{across}" y="{top - 7}" text-anchor="middle"',
+            45: f'x="{left + middle + 0.3 * size:.1f}" y="{top - 6}" transform="rotate(-45 {across} {top - 6})"',
+            90: f'x="{across}" y="{top - 6 + 0.35 * size:.1f}" transform="rotate(-90 {across} {top - 6})"',
+        }[turn]
         parts.append(f"<text {where}>{escape(short)}{hint}</text>")
     for row, column in np.argwhere(matrix > 0):
         count = int(matrix[row, column])
@@ -157,7 +158,8 @@ def _in_words(matrix: Ints, names: Sequence[str]) -> str:
 def reliability_picture(table: Reliability, raw: Reliability | None = None) -> str:
     """Share right over confidence, a bar a bin, and how many answers each bin has; `raw` is a line: before calibration.
 
-    A bin with fewer than ten answers is faint: its share says little.
+    The heavy line is the share right; between it and the mean confidence lies the gap, whichever is higher. A bin with
+    fewer than ten answers is faint: its share says little.
     """
     left, top, side, gap, low, bottom = 46, 26, 320, 12, 56, 40
     width, height = left + side + 14, top + side + gap + low + bottom
@@ -193,8 +195,9 @@ def reliability_picture(table: Reliability, raw: Reliability | None = None) -> s
         hint = f"{sure:.1%} → {right:.1%} (n = {count:,})"
         parts.append(
             f'<g class="bin{" few" if count < 10 else ""}"><title>{hint}</title>'
-            f'<rect class="answers" {box} y="{y_of(right)}" height="{floor - y_of(right):.1f}"/>'
+            f'<rect class="answers" {box} y="{lower}" height="{floor - lower:.1f}"/>'
             f'<rect class="gap" {box} y="{upper}" height="{lower - upper:.1f}"/>'
+            f'<path class="right" d="M{begin} {y_of(right)}H{end}"/>'
             f'<rect class="size" {box} y="{base - tall:.1f}" height="{tall}"/></g>'
         )
     parts.append(f'<path class="ideal" d="M{x_of(0)} {y_of(0)}L{x_of(1)} {y_of(1)}"/>')

@@ -103,7 +103,7 @@ def render_classification_report(
         "bars": sorted(bars, key=lambda bar: bar.value if main in LOWER_IS_BETTER else -bar.value),
         "bar_limit": 1.0 if main not in LOWER_IS_BETTER else max(bar.high or bar.value for bar in bars) or 1.0,
         "bar_caption": _bar_caption(main),
-        "bar_form": "%.1f %%" if main in PERCENT else "%.3f",
+        "bar_form": "%.1f%%" if main in PERCENT else "%.3f",
         "bar_scale": 100 if main in PERCENT else 1,
         "score_rows": rows,
         "score_brief": [row for key in BRIEF[result.problem_type] for row in rows if row.key == key],
@@ -200,7 +200,10 @@ def about(result: ClassificationResult, facts: dict[str, Any]) -> Words:
     train, seconds = fact("data", "train"), number(fact("run", "training_seconds", "seconds"))
     texts = number(train.get("documents")) if isinstance(train, dict) else None
     kinds = {
-        "single_label_classification": (f"that tells {len(result.labels)} classes apart", f"{len(result.labels)} 类"),
+        "single_label_classification": (
+            f"that tells {len(result.labels)} classes apart",
+            f"区分 {len(result.labels)} 类的",
+        ),
         "multi_label_classification": (
             f"for any of {len(result.labels)} labels",
             f"{len(result.labels)} 个标签可多选的",

@@ -17,15 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zhixing.errors import InputError
-from zhixing.evaluation.classification import cell_counts, multilabel_statistics, single_label_statistics
+from zhixing.evaluation.classification import cell_statistics, text_statistics
 from zhixing.evaluation.classification_result import ClassificationResult
-from zhixing.evaluation.intervals import Floats, Score, as_scores, bootstrap_scores
+from zhixing.evaluation.intervals import Floats, Score, Statistics, as_scores, bootstrap_scores
 from zhixing.evaluation.labels import SCORES
 from zhixing.evaluation.records import visible
 from zhixing.evaluation.regression import regression_statistics
@@ -167,22 +168,18 @@ def compare(first: ClassificationResult, second: ClassificationResult, *, resamp
     return Comparison(*names, of_first, of_second, difference, test, _differing(first, second), n, first.seed)
 
 
-def _sides(first: ClassificationResult, second: ClassificationResult) -> tuple[NDArray[np.int64], Any]:
+def _sides(first: ClassificationResult, second: ClassificationResult) -> tuple[NDArray[np.int64], list[Statistics]]:
     """The kinds of text (K,) that are drawn, and the statistics of each of the two results from draws (R, K)."""
     known = first.known
     y, a, b = (np.asarray(column)[known] for column in (first.targets, first.predictions, second.predictions))
     texts = np.ones(len(y), np.int64)
     if first.graded:
         y, a, b = (column.astype(np.float64) for column in (y, a, b))
-        return texts, [lambda drawn, s=s: regression_statistics(drawn, y, s) for s in (a, b)]
+        return texts, [partial(regression_statistics, y=y, said=said) for said in (a, b)]
     if first.several:
-        return texts, [lambda drawn, s=s: multilabel_statistics(drawn, y > 0, s > 0) for s in (a, b)]
-    n_labels = len(first.labels)
+        return texts, [text_statistics(np.asarray(y > 0), np.asarray(said > 0)) for said in (a, b)]
     cells, counts = np.unique(np.stack([y, a, b], axis=1), axis=0, return_counts=True)  # (K, 3), (K,)
-    return counts, [
-        lambda drawn, s=s: single_label_statistics(*cell_counts(drawn, cells[:, 0], cells[:, s], n_labels))
-        for s in (1, 2)
-    ]
+    return counts, [cell_statistics(cells[:, 0], cells[:, side], len(first.labels)) for side in (1, 2)]
 
 
 def _aligned(
