@@ -272,6 +272,10 @@ def test_long_texts_are_cut() -> None:
 def test_warnings_count_what_was_not_scored() -> None:
     result = _result(facts={})
     assert warnings(result, {"data": {"test": {}}}) == []
+    rare = ClassificationResult(["a", "b", "c"], np.array([0] * 30 + [1] * 9), np.zeros(39, int))
+    assert [english[:40] for english, _ in warnings(rare, {"data": {"test": {}}})] == [
+        "1 of 3 classes have fewer than 10 test t"
+    ]
     some = ClassificationResult(["a"], np.array([0, -100, -100]), np.array([0, 0, 0]))
     assert "2 texts without a label" in _words(render_classification_report(some))
     assert "2 texts without a label" in text_summary(some)

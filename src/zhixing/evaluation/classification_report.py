@@ -47,6 +47,7 @@ from zhixing.progress import duration, quantity
 
 TEXT_SHOWN = 300  # characters of a text
 MISTAKES_SHOWN = 20
+FEW = 10  # texts of a class; with fewer, the bootstrap of a macro score covers less than it says (measured)
 PERCENT = frozenset(("accuracy", "subset_accuracy", "ece"))  # shown as shares of 100
 BRIEF = {
     "single_label_classification": ("macro_f1", "mcc", "ece"),
@@ -117,7 +118,7 @@ def render_classification_report(
         "scatter": Markup(scatter_picture(*_known(result))) if result.graded else "",
         "reliability": Markup(reliability_picture(table, raw)) if table else "",
         "raw": raw is not None,
-        "reliability_words": reliability_words(table, raw, result.temperature) if table else [],
+        "reliability_words": reliability_words(table, raw, result) if table else [],
         "mistakes": _shown_mistakes(result),
         "mistakes_title": ("The farthest off", "偏差最大的文本")
         if result.graded
@@ -266,7 +267,7 @@ def _bar_caption(main: str) -> Words:
 
 
 def warnings(result: ClassificationResult, facts: dict[str, Any]) -> list[Words]:
-    """What belongs beside the score: repeated, cut and unlabelled texts."""
+    """What belongs beside the score: repeated, cut and unlabelled texts, and classes of few texts."""
     data = facts["data"]
     n = len(result.targets)
     found: list[Words] = []
@@ -301,10 +302,28 @@ def warnings(result: ClassificationResult, facts: dict[str, Any]) -> list[Words]
         found.append(
             (f"{unknown:,.0f} texts without a label are not counted.", f"{unknown:,.0f} 篇无标签文本未计入。")
         )  # fmt: skip
+    few = _rare_classes(result)
+    if few:
+        found.append(
+            (
+                f"{few:,} of {len(result.labels):,} classes have fewer than {FEW} test texts: macro scores rest on "
+                "very little there, and their intervals are too narrow.",
+                f"{len(result.labels):,} 类中有 {few:,} 类不足 {FEW} 篇测试文本：宏平均得分依据很少，其区间偏窄。",
+            )
+        )
     return found
 
 
-def reliability_words(table: Reliability, raw: Reliability | None, temperature: float) -> list[Words]:
+def _rare_classes(result: ClassificationResult) -> int:
+    """How many classes that are met at all have fewer than FEW test texts."""
+    if result.graded:
+        return 0
+    y = np.asarray(result.targets)[result.known]
+    counts = (y > 0).sum(axis=0) if result.several else np.bincount(y, minlength=len(result.labels))
+    return int(((counts > 0) & (counts < FEW)).sum())
+
+
+def reliability_words(table: Reliability, raw: Reliability | None, result: ClassificationResult) -> list[Words]:
     """What the diagram says, in a sentence or two."""
     filled = table.counts > 0
     n = table.counts.sum()
@@ -317,20 +336,28 @@ def reliability_words(table: Reliability, raw: Reliability | None, temperature: 
         leaning = ("too sure of itself in the mean", "总体上过于自信")
     else:
         leaning = ("too modest in the mean", "总体上过于保守")
+    means = (
+        f"its mean confidence is {sure:.1%}, and {right:.1%} of its answers are right",
+        f"平均置信度 {sure:.1%}，正确率 {right:.1%}",
+    )
+    if result.several:
+        means = (
+            f"it gives a label {sure:.1%} in the mean, and {right:.1%} of all labels of all texts are there",
+            f"标签平均概率 {sure:.1%}，实际出现 {right:.1%}",
+        )
     words: list[Words] = [
         (
-            f"It is {leaning[0]}: its mean confidence is {sure:.1%}, and {right:.1%} of its answers are right. "
+            f"It is {leaning[0]}: {means[0]}. "
             f"Within a bin the two are {table.error:.1%} apart (expected calibration error, 15 bins).",
-            f"{leaning[1]}：平均置信度 {sure:.1%}，正确率 {right:.1%}；"
-            f"各区间内平均相差 {table.error:.1%}（期望校准误差，15 个区间）。",
+            f"{leaning[1]}：{means[1]}；各区间内平均相差 {table.error:.1%}（期望校准误差，15 个区间）。",
         )
     ]
     if raw is not None:
         words.append(
             (
-                f"Its logits are divided by a temperature of {temperature:.3g}, fitted on held-out texts; "
+                f"Its logits are divided by a temperature of {result.temperature:.3g}, fitted on held-out texts; "
                 f"before that the error was {raw.error:.1%}. No answer changes by it.",
-                f"logits 已除以温度 {temperature:.3g}（在留出文本上拟合）；"
+                f"logits 已除以温度 {result.temperature:.3g}（在留出文本上拟合）；"
                 f"校准前误差为 {raw.error:.1%}。校准不改变答案。",
             )
         )

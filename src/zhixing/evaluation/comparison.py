@@ -15,6 +15,7 @@ texts.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -308,7 +309,7 @@ def comparison_text(comparison: Comparison, *, colour: bool | None = None, width
         lines.append(f"{SCORES[name][0]:<18}{cells[0]:<24}{cells[1]:<24}{change}")
     said = verdict(c)
     if said:
-        lines += ["", said]
+        lines += ["", *textwrap.wrap(said, width)]
     lines += ["", *_table(c.differing[:most], names, colour=colour, width=width)]
     if len(c.differing) > most:
         lines.append(f"and {len(c.differing) - most:,} more")
