@@ -103,6 +103,7 @@ def _random(seed: int, n_classes: int, n: int, absent: bool) -> tuple[Any, Any, 
     return targets, p.argmax(1), p
 
 
+@pytest.mark.filterwarnings("ignore:A single label was found")
 @pytest.mark.parametrize("absent", [False, True])
 @pytest.mark.parametrize("n_classes", [2, 3, 8, 20, 52])
 def test_against_scikit_learn(n_classes: int, absent: bool) -> None:
@@ -448,5 +449,8 @@ def test_results_that_cannot_be_compared() -> None:
         compare(first, ClassificationResult(first.labels, first.targets, first.predictions, texts=texts))
     with pytest.raises(InputError, match="right answers"):
         compare(first, ClassificationResult(first.labels, first.predictions, first.predictions))
+    a, b = np.array([math.nan, 1.0, 2.0]), np.array([math.nan, 1.0, 3.0])
+    with pytest.raises(InputError, match="text 2"):
+        compare(*(ClassificationResult([], y, np.zeros(3), problem_type="regression") for y in (a, b)))
     with pytest.raises(InputError, match="different questions"):
         compare(first, ClassificationResult([], first.targets, first.predictions, problem_type="regression"))

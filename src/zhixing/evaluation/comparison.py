@@ -244,7 +244,9 @@ def _relabelled(result: ClassificationResult, labels: list[str]) -> Classificati
 
 def _first_difference(first: ClassificationResult, second: ClassificationResult) -> int:
     a, b = np.asarray(first.targets), np.asarray(second.targets)
-    unlike = a != b if a.ndim == 1 else (a != b).any(axis=1)
+    unlike = (a != b).any(axis=1) if first.several else a != b
+    if first.graded:
+        unlike &= ~(np.isnan(a) & np.isnan(b))
     return int(np.flatnonzero(unlike)[0])
 
 
