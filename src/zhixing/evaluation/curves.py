@@ -180,8 +180,8 @@ def line_chart(
         parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{floor}" y2="{floor + 4}"/>')
         parts.append(f'<text class="tick" x="{x}" y="{floor + 18}" text-anchor="middle">{text}</text>')
     parts.append(f'<line class="axis" x1="{f.left}" x2="{right}" y1="{floor}" y2="{floor}"/>')
-    parts.append(_both(y_unit, f'class="unit" x="{f.left - 36}" y="14"'))
-    parts.append(_both(x_unit, f'class="unit" x="{right}" y="{f.height - 4}" text-anchor="end"'))
+    parts.append(both(y_unit, f'class="unit" x="{f.left - 36}" y="14"'))
+    parts.append(both(x_unit, f'class="unit" x="{right}" y="{f.height - 4}" text-anchor="end"'))
     for s, points in lines:
         if len(points) > 1:
             path = " ".join(f"{x},{y}" for x, y in (at(*p) for p in thin(points)))
@@ -227,7 +227,7 @@ def _columns(
             )
             for k in (0, 1)
         ]
-        value = _both((texts[0], texts[1]), f'class="value" x="{f.width - f.right}" y="14" text-anchor="end"')
+        value = both((texts[0], texts[1]), f'class="value" x="{f.width - f.right}" y="14" text-anchor="end"')
         parts.append(
             f'<g class="column"><rect x="{begin:.1f}" y="{f.top}" width="{width:.1f}" height="{floor - f.top}"/>'
             f'<g class="answer"><path class="guide" d="M{centres[index]} {f.top}V{floor}"/>'
@@ -236,8 +236,8 @@ def _columns(
     return parts
 
 
-def _both(text: tuple[str, str], attributes: str) -> str:
-    """One <text> for each language; the page shows one of them."""
+def both(text: tuple[str, str], attributes: str) -> str:
+    """One <text> for each language, with a class among its attributes; the page shows one of the two."""
     english, chinese = (escape(t) for t in text)
     if english == chinese:
         return f"<text {attributes}>{english}</text>"

@@ -1,4 +1,4 @@
-"""What the keys of facts.json are called on a page, in English and Chinese; other keys are shown as they are."""
+"""What the keys of facts.json and scores are called on a page, in English and Chinese; other keys stay as they are."""
 
 from __future__ import annotations
 
@@ -81,6 +81,49 @@ LABELS: dict[str, Words] = {
     "texts": ("texts", "文本"),
     "xz_bits_per_byte": ("xz -9, bits per byte", "xz -9，比特/字节"),
     "title": ("title", "标题"),
+    "test": ("test texts", "测试文本"),
+    "validation": ("validation texts", "验证文本"),
+    "labels": ("labels", "标签"),
+    "classes": ("classes", "类别数"),
+    "class_counts": ("texts of each class", "各类文本数"),
+    "problem_type": ("kind of problem", "问题类型"),
+    "too_long": ("texts longer than the context", "超出上下文的文本"),
+    "on_too_long": ("what was done with them", "处理方式"),
+    "near_duplicates": ("also in the training texts (near)", "与训练文本近似重复"),
+    "exact_duplicates": ("also in the training texts (exact)", "与训练文本完全重复"),
+    "no_label": ("without a label", "无标签"),
+    "unseen_labels": ("labels not met in training", "训练中未出现的标签"),
+    "empty": ("empty", "空文本"),
+    "lengths": ("characters a text", "每文本字符数"),
+    "smallest": ("fewest", "最少"),
+    "median": ("median", "中位数"),
+    "percentile_95": ("95 of 100 have at most", "95% 不超过"),
+    "largest": ("most", "最多"),
+    "temperature": ("temperature", "温度"),
+    "texts_per_second": ("texts per second", "每秒文本"),
+}
+
+SCORES: dict[str, Words] = {
+    "accuracy": ("accuracy", "准确率"),
+    "micro_precision": ("micro precision", "微平均精确率"),
+    "micro_recall": ("micro recall", "微平均召回率"),
+    "micro_f1": ("micro F1", "微平均 F1"),
+    "macro_precision": ("macro precision", "宏平均精确率"),
+    "macro_recall": ("macro recall", "宏平均召回率"),
+    "macro_f1": ("macro F1", "宏平均 F1"),
+    "weighted_precision": ("weighted precision", "加权精确率"),
+    "weighted_recall": ("weighted recall", "加权召回率"),
+    "weighted_f1": ("weighted F1", "加权 F1"),
+    "mcc": ("MCC", "马修斯相关系数"),
+    "subset_accuracy": ("all labels right", "全部标签正确"),
+    "hamming_loss": ("Hamming loss", "汉明损失"),
+    "log_loss": ("log loss (nats)", "对数损失（奈特）"),
+    "brier": ("Brier score", "布赖尔分数"),
+    "ece": ("calibration error", "校准误差"),
+    "mse": ("MSE", "均方误差"),
+    "mae": ("MAE", "平均绝对误差"),
+    "pearson": ("Pearson's r", "皮尔逊 r"),
+    "spearman": ("Spearman's r", "斯皮尔曼 r"),
 }
 
 TABLES: dict[str, Words] = {

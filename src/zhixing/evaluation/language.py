@@ -20,26 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from zhixing.errors import InputError
-from zhixing.evaluation.intervals import bootstrap_interval
-
-
-@dataclass(frozen=True)
-class Score:
-    """A number, the 95 % interval it lies in, over how many documents, and the seed of the bootstrap."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    seed: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it: a number that is not finite (the interval of one document) is None."""
-        finite = {
-            key: v if math.isfinite(v) else None
-            for key, v in (("value", self.value), ("low", self.low), ("high", self.high))
-        }
-        return {**finite, "n": self.n, "seed": self.seed}
+from zhixing.evaluation.intervals import Score, bootstrap_interval
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,27 @@
 """The report of a run: one HTML file with all there is to know, and the same in short for a terminal.
 
-The page asks no other host for anything and holds no script: its Content-Security-Policy allows one thing, the style
-sheet with this SHA-256. Whatever the model wrote is escaped text. Language and scale are switched by CSS alone.
+The page (page.py) asks no other host for anything and holds no script. Whatever the model wrote is escaped text.
+Language and scale are switched by CSS alone.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-import os
 import re
 import shlex
-import sys
 import textwrap
 import unicodedata
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zhixing.evaluation.curves import Frame, Point, Series, line_chart, smooth, sparkline
 from zhixing.evaluation.labels import LABELS, TABLES, Words
+from zhixing.evaluation.page import render_page
 from zhixing.evaluation.records import RunRecords, Sample, number, read_records, visible
+from zhixing.evaluation.terminal import wants_colour
 from zhixing.files import atomic_write
 from zhixing.progress import duration, quantity
-
-if TYPE_CHECKING:
-    import jinja2
 
 SAMPLES_SHOWN = 6
 SAMPLE_LINES = 6  # of each sample, on a terminal
@@ -47,7 +40,7 @@ SCORE_ROWS: tuple[tuple[str, Words, str], ...] = (
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of the comparison: lower is better."""
+    """A row of the comparison with baselines."""
 
     label: Words
     value: float
@@ -87,47 +80,31 @@ def render_report(records: RunRecords) -> str:
     """The page as text; the same records give the same page."""
     from markupsafe import Markup
 
-    template, style = _template()
     bars = score_bars(records)
     loss, loss_is_log = loss_charts(records)
     shown, rest = shown_samples(records.samples)
-    return template.render(
-        style=Markup(style),
-        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        name=visible(records.name),
-        about=about(records),
-        score=bars[0] if bars and bars[0].own else None,
-        bars=sorted(bars, key=lambda bar: bar.value),
-        bar_limit=max((bar.high or bar.value for bar in bars), default=0.0) or 1.0,
-        score_rows=score_table(records),
-        score_brief=[row for row in score_table(records) if row.key in ("perplexity", "accuracy")],
-        score_n=number(records.model_scores.get("n")),
-        score_n_bytes=number(records.model_scores.get("n_bytes")),
-        loss={name: Markup(svg) for name, svg in loss.items()},
-        loss_is_log=loss_is_log,
-        loss_words=loss_words(records),
-        small=[(title, Markup(svg)) for title, svg in small_charts(records)],
-        samples=shown,
-        more_samples=rest,
-        tables=fact_tables(records.facts),
-        recipe_text=visible(records.recipe_text),
-        commands=next_commands(records),
-        notes=records.notes,
-    )
-
-
-@cache
-def _template() -> tuple[jinja2.Template, str]:
-    """The page and its style sheet. Jinja is loaded here: `zhixing show` does without it."""
-    import jinja2
-
-    folder = resources.files("zhixing.evaluation")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["visible"] = visible
-    template = environment.from_string((folder / "report.html.jinja").read_text(encoding="utf-8"))
-    return template, (folder / "report.css").read_text(encoding="utf-8")
+    values = {
+        "name": visible(records.name),
+        "about": about(records),
+        "score": bars[0] if bars and bars[0].own else None,
+        "bars": sorted(bars, key=lambda bar: bar.value),
+        "bar_limit": max((bar.high or bar.value for bar in bars), default=0.0) or 1.0,
+        "score_rows": score_table(records),
+        "score_brief": [row for row in score_table(records) if row.key in ("perplexity", "accuracy")],
+        "score_n": number(records.model_scores.get("n")),
+        "score_n_bytes": number(records.model_scores.get("n_bytes")),
+        "loss": {name: Markup(svg) for name, svg in loss.items()},
+        "loss_is_log": loss_is_log,
+        "loss_words": loss_words(records),
+        "small": [(title, Markup(svg)) for title, svg in small_charts(records)],
+        "samples": shown,
+        "more_samples": rest,
+        "tables": fact_tables(records.facts),
+        "recipe_text": visible(records.recipe_text),
+        "commands": next_commands(records),
+        "notes": records.notes,
+    }
+    return render_page("report.html.jinja", values)
 
 
 def about(records: RunRecords) -> Words:
@@ -194,7 +171,7 @@ def score_table(records: RunRecords) -> list[Row]:
     return rows
 
 
-def loss_charts(records: RunRecords) -> tuple[dict[str, str], bool]:
+def loss_charts(records: RunRecords, unit: Words = ("nats a token", "奈特/词元")) -> tuple[dict[str, str], bool]:
     """The loss over steps, wide and narrow, linear and logarithmic; and whether the logarithmic one says more.
 
     A run that is watched over two powers of ten falls mostly in its first hundredth, which a linear axis hides.
@@ -212,7 +189,7 @@ def loss_charts(records: RunRecords) -> tuple[dict[str, str], bool]:
     for size, frame in (("wide", Frame()), ("narrow", Frame(width=360, height=270))):
         for scale in ("linear", "log"):
             svg = line_chart(
-                series, label=("Loss over training steps", "损失曲线"), y_unit=("nats a token", "奈特/词元"),
+                series, label=("Loss over training steps", "损失曲线"), y_unit=unit,
                 log_x=scale == "log", frame=frame, css=f"{size} {scale}",
             )  # fmt: skip
             if svg:
@@ -393,8 +370,7 @@ def next_commands(records: RunRecords) -> list[tuple[Words, str]]:
 
 def summary(run_dir: Path | str, *, colour: bool | None = None, width: int = 78) -> str:
     """The run in short, for `zhixing show RUN`. Colours on a terminal, unless NO_COLOR is set."""
-    if colour is None:
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    colour = wants_colour(colour)
     records = read_records(run_dir)
 
     def bold(text: str) -> str:
