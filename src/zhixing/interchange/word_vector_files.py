@@ -28,6 +28,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
@@ -493,18 +494,23 @@ class FastTextModel:
                     progress.update(begin)
         return KeyedVectors(self.words, vectors, self.counts, subwords)
 
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """The row of each word."""
+        return {word: row for row, word in enumerate(self.words)}
+
     def input_rows(self, text: str) -> list[int]:
         """Rows of `inputs` of one line of text, as fastText's classifier takes them: words, n-grams, then word n-grams.
 
         The line ends with "</s>", which is a word like any other; what starts with "__label__" is no word.
         """
         args, rows, hashes = self.arguments, [], []
-        index = {word: row for row, word in enumerate(self.words)}
         for token in [*filter(None, re.split(r"[ \n\r\t\v\f\0]+", text)), END_OF_SENTENCE]:
-            if token not in index and token.startswith("__label__"):
+            row = self.index.get(token)
+            if row is not None:
+                rows.append(row)
+            elif token.startswith("__label__"):
                 continue
-            if token in index:
-                rows.append(index[token])
             ids, _ = subword_ids([token], args.min_n, args.max_n, args.buckets if args.max_n > 0 else 0)
             rows += (len(self.words) + ids.astype(np.int64)).tolist()
             hashes.append(_signed_hash(token))

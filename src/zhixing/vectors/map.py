@@ -108,9 +108,14 @@ def draw_map(
         parts.append(
             f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="{colour}"><title>{_escape(word)}</title></circle>'
         )
-    for word, box in zip(words, boxes, strict=True):
+    for word, (px, _), box in zip(words, places.tolist(), boxes, strict=True):
         if box is not None:
-            parts.append(f'<text class="label" x="{box[0]:.1f}" y="{box[3] - 4:.1f}">{_escape(word)}</text>')
+            # anchored at the dot's side, so that a width guessed wrong leaves no gap
+            left, _, right, bottom = box
+            anchor, x_at = ("start", left) if left > px else ("end", right) if right < px else ("middle", px)
+            parts.append(
+                f'<text class="label" x="{x_at:.1f}" y="{bottom - 4:.1f}" text-anchor="{anchor}">{_escape(word)}</text>'
+            )
     at = float(_MARGIN)
     for number, name in enumerate(names):
         parts.append(f'<circle cx="{at:.1f}" cy="{_HEIGHT - 16}" r="5" fill="{_COLOURS[number % len(_COLOURS)]}"/>')
