@@ -328,6 +328,7 @@ class _Bytes:
         self.file, self.path, self.progress = file, path, progress
         self.size = _size(path)
         self.buffer, self.at, self.before = b"", 0, 0  # before: the file's position of buffer[0]
+        self.not_utf8 = 0
 
     @property
     def position(self) -> int:
@@ -395,10 +396,18 @@ class _Bytes:
         return matrix.astype(np.float32, copy=False)
 
     def word(self, raw: bytes) -> str:
+        """Text of a word; bytes that are not UTF-8 become \\xe4 and the like, and are counted."""
         try:
             return raw.decode()
-        except UnicodeDecodeError as error:
-            raise InputError("a word is not UTF-8", where=self.where, why=str(error.reason)) from None
+        except UnicodeDecodeError:
+            self.not_utf8 += 1
+            return raw.decode(errors="backslashreplace")
+
+    def say_not_utf8(self) -> None:
+        if self.not_utf8:
+            say(
+                f"{self.path}: {self.not_utf8} words are not UTF-8; their other bytes are written as \\x and two digits"
+            )
 
     def cut_short(self) -> InputError:
         return InputError(
@@ -431,9 +440,11 @@ def _read_binary(path: Path, limit: int | None) -> KeyedVectors:
                     raise InputError(f"the vector of {word!r} is not finite", where=data.where)
                 words[word] = None
                 if len(words) == kept and kept < n_words:
+                    data.say_not_utf8()
                     return KeyedVectors(list(words), matrix)
         if data.rest() and data.take(data.rest()).strip(b"\r\n "):
             raise InputError(f"there is more in the file after its {n_words} words", where=data.where)
+        data.say_not_utf8()
     _say_repeated(path, n_words - len(words))
     return KeyedVectors(list(words), matrix[: len(words)])
 
@@ -638,6 +649,7 @@ def _read_fasttext(path: Path, limit: int | None, *, outputs: bool) -> FastTextM
             data.skip(n_outputs * arguments.dim * 4)
         if data.rest():
             raise InputError("there is more in the file after the output matrix", where=data.where)
+        data.say_not_utf8()
     return FastTextModel(arguments, words[:kept], counts[:kept], labels, label_counts, n_tokens, inputs, matrix)
 
 
