@@ -16,12 +16,13 @@ they do not depend on the order, the threads or the memory.
     window 2, "a b a":   X_ab = 1 + 1 = 2,  X_aa = 1/2 from each side = 1
 
 Training. The pairs (i, j) lie on disk in P x P blocks, block (i mod P, j mod P), each cut into buckets that fit in
-memory. Two blocks of different rows and columns share no parameter (Gemulla et al. 2011):
+memory. Blocks of one diagonal share no row and no column, so threads learn from them side by side without locks, and a
+row that all words meet, such as that of "the", does not go to and fro between the cores (Gemulla et al. 2011):
 
-    lock-free       threads take buckets in a random order and change the same matrices without locks
-                    (Hogwild, Recht et al. 2011)
-    deterministic   P blocks of one diagonal are learnt from side by side, then those of the next: the result is the
-                    same, bit for bit, with any number of threads
+    lock-free       threads take the buckets of a diagonal as they come; two of one block may be learnt from at the same
+                    time and change the same rows (Hogwild, Recht et al. 2011)
+    deterministic   one bucket of each block at a time, then the next of each: the result is the same, bit for bit, with
+                    any number of threads
 
 `glove_loss` and `glove_reference` are the equations in torch, one pair at a time; tests hold the compiled loop to them.
 Shapes: V words, D d_model, N pairs.
@@ -56,7 +57,7 @@ Array = Any  # np.ndarray inside compiled code
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-STRIPES = 8  # P: more threads than that have nothing to do in the deterministic mode
+STRIPES = 8  # P: more threads than that have nothing to do where a block has one bucket
 BUCKET = 1 << 22  # pairs that a thread learns from at once: 64 MiB with their order
 UNIT = 1 << 30  # a pair of neighbours counts this much
 GATHER = 1 << 20  # words counted at once by a thread
@@ -314,7 +315,7 @@ def _merge(parts: Sequence[Path], work: Path, settings: GloveSettings) -> tuple[
     maps = [tuple(np.memmap(part.with_suffix(end), np.int64, "r") for end in (".keys", ".sums")) for part in parts]
     if len(parts) == 1:
         return maps[0][0], maps[0][1]
-    most = settings.memory_mb * 2**20 // 96  # pairs held at once, with what sorting them takes
+    most = int(settings.memory_mb * 2**20 / 96)  # pairs held at once, with what sorting them takes
     step = max(1, most // (2 * len(parts)))
     samples = np.sort(np.concatenate([keys[::step] for keys, _ in maps]))
     bounds = np.unique(samples[:: len(parts)]).tolist()[1:] + [None]
@@ -514,14 +515,14 @@ class _Learning:
         )  # fmt: skip
 
     def rounds(self) -> list[list[int]]:
-        """The buckets of the present part, in groups; those of one group may be learnt from side by side."""
+        """The buckets of one diagonal of blocks, in groups; threads wait for each other after a group."""
         n, settings = self.pairs.n_buckets, self.settings
-        generator = np.random.default_rng([settings.seed, self.epoch])
-        if settings.deterministic:
-            shift = int(generator.permutation(STRIPES)[self.part])
-            return [[(p * STRIPES + (p + shift) % STRIPES) * n + k for p in range(STRIPES)] for k in range(n)]
-        order = generator.permutation(STRIPES * STRIPES * n)
-        return [np.array_split(order, STRIPES)[self.part].tolist()]
+        shift = int(np.random.default_rng([settings.seed, self.epoch]).permutation(STRIPES)[self.part])
+        groups = [[(p * STRIPES + (p + shift) % STRIPES) * n + k for p in range(STRIPES)] for k in range(n)]
+        if not settings.deterministic:
+            groups = [[bucket for group in groups for bucket in group]]
+        sizes = np.diff(self.pairs.offsets)
+        return [sorted(group, key=lambda bucket: -sizes[bucket]) for group in groups]  # the last ones end together
 
     def run(self, states: _States | None, stop: Callable[[], bool] | None) -> None:
         settings, n_pairs = self.settings, len(self.pairs.values)

@@ -313,7 +313,8 @@ def _norms(vectors: Floats, words: Sequence[str]) -> Floats:
     norms = np.empty(len(vectors), np.float32)
     rows = max(1, BLOCK // 2 // vectors.shape[1])
     for begin in range(0, len(vectors), rows):
-        norms[begin : begin + rows] = np.linalg.norm(vectors[begin : begin + rows].astype(np.float64), axis=1)
+        with np.errstate(over="ignore"):  # said below
+            norms[begin : begin + rows] = np.linalg.norm(vectors[begin : begin + rows].astype(np.float64), axis=1)
     if len(bad := np.flatnonzero(~np.isfinite(norms))):
         raise InputError(
             f"the vector of {words[bad[0]]!r} is not finite",
