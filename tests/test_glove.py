@@ -79,9 +79,10 @@ def test_counts_are_the_definitions(
     pairs = count_cooccurrences(sentences, V, tmp_path / "x", settings)
     np.testing.assert_allclose(dense(pairs), by_definition(sentences, 4), atol=1e-5)
     blocks = [slice(*pairs.offsets[k : k + 2].tolist()) for k in range(len(pairs.offsets) - 1)]
-    assert pairs.offsets[-1] == len(pairs.values) and len(blocks) == 64
+    assert pairs.offsets[-1] == len(pairs.values) and len(blocks) == glove.STRIPES**2
     for number, span in enumerate(blocks):
-        assert (pairs.rows[span] % 8 == number // 8).all() and (pairs.columns[span] % 8 == number % 8).all()
+        assert (pairs.rows[span] % glove.STRIPES == number // glove.STRIPES).all()
+        assert (pairs.columns[span] % glove.STRIPES == number % glove.STRIPES).all()
     monkeypatch.undo()
     once = count_cooccurrences(
         [np.concatenate([np.append(s, -1) for s in sentences]).astype(np.int32)], V, tmp_path / "y", SETTINGS
@@ -110,7 +111,7 @@ def test_merging_in_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_buckets_are_cut_by_the_number_of_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(glove, "BUCKET", 10)
+    monkeypatch.setattr(glove, "BUCKET", 3)
     sentences = sentences_of()
     pairs = count_cooccurrences(sentences, V, tmp_path / "x", SETTINGS)
     assert pairs.n_buckets > 1

@@ -23,6 +23,7 @@ from zhixing.interchange.word_vector_files import (
     guess_layout,
     read_fasttext,
     read_vectors,
+    read_word_vectors,
     write_fasttext,
     write_vectors,
 )
@@ -95,6 +96,19 @@ def test_subwords_go_through_a_bin(tmp_path: Path) -> None:
         assert (back.vector(word) == vectors.vector(word)).all()
     few = read_vectors(tmp_path / "v.bin", limit=3)
     assert len(few) == 3 and (few.vector("unseen") == vectors.vector("unseen")).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_wanted_words_of_any_layout(layout: Layout, tmp_path: Path) -> None:
+    vectors = some_vectors(subwords=layout == "fasttext-bin")
+    write_vectors(tmp_path / "v", vectors, layout)
+    matrix, found = read_word_vectors(tmp_path / "v", ["中文", "absent", "the"])
+    assert found.tolist() == [True, layout == "fasttext-bin", True]
+    np.testing.assert_allclose(matrix[[0, 2]], vectors.vectors[[1, 0]], atol=2e-5)
+    if layout == "fasttext-bin":
+        assert (matrix[1].numpy() == vectors.vector("absent")).all()
+    else:
+        assert not matrix[1].any()
 
 
 # --- gensim --------------------------------------------------------------------------------------------------------
@@ -278,6 +292,7 @@ def test_any_damage_is_an_input_error_or_none(layout: Layout, tmp_path: Path) ->
         (b"2 2\na 1 2\nb 1 2\nc 1 2\n", None, "holds 3"),
         (b"3 2\na 1 2\nb 1 2\n", None, "holds 2"),
         (b"a 1 2\nb 1 nan\n", None, "f:2"),
+        (b"1 2\na 1.5 2.5x\n", None, "no number"),
         (b"a 1 2\nb 1 1e39\n", None, "not finite"),
         (b"a 1 2\n 1 2\n", None, "no word"),
         (b"a 1 2\n", "word2vec-text", "does not say"),

@@ -112,11 +112,12 @@ def guess_layout(path: Path) -> Layout:
         d_model = int(first.split()[1])
         line = file.readline(LONGEST_LINE)
     try:
-        fields = line.decode().rstrip(" \r\n").split(" ")
-        [float(field) for field in fields[-d_model:]]
-    except ValueError:  # UnicodeDecodeError is one
+        text = line.decode().rstrip(" \r\n")
+    except UnicodeDecodeError:
         return "word2vec-binary"
-    return "word2vec-text" if len(fields) > d_model or not line or line.endswith(b"\n") else "word2vec-binary"
+    # float32 as bytes are no printable text, but for a few by chance: two for each number are asked for
+    is_text = all(c.isprintable() or c in "\t\xa0\u3000" for c in text) and len(text) > 2 * d_model
+    return "word2vec-text" if is_text else "word2vec-binary"
 
 
 def _layout(layout: str) -> Layout:
@@ -181,12 +182,22 @@ def _open(path: Path) -> BinaryIO:
 
 
 def read_word_vectors(path: Path, words: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The vectors of `words` in a text file -> matrix (V, D) fp32, found (V,) bool.
+    """The vectors of `words` in a file of any layout -> matrix (V, D) fp32, found (V,) bool.
 
-    A word that the file has not keeps a row of zeros and False. A word that it has twice keeps the first. Bytes that
-    are not UTF-8 are an error; so is a line with fewer numbers than the first one, or a wanted number that is not
-    finite.
+    A word that the file has not keeps a row of zeros and False; a fastText .bin has the n-grams of most. A word that it
+    has twice keeps the first. Of a text file no more is kept than these words. Bytes that are not UTF-8 are an error
+    there; so is a line with fewer numbers than the first one, or a wanted number that is not finite.
     """
+    layout = guess_layout(path)
+    if layout in ("word2vec-binary", "fasttext-bin"):
+        vectors = read_vectors(path, layout)
+        both = [vectors.find(word) for word in words]
+        known = np.array([vector is not None for vector in both], dtype=bool)
+        table = np.zeros((len(words), vectors.dimension), dtype=np.float32)
+        for index, vector in enumerate(both):
+            if vector is not None:
+                table[index] = vector
+        return torch.from_numpy(table), torch.from_numpy(known)
     rows: dict[str, list[int]] = {}
     for index, word in enumerate(words):
         rows.setdefault(word, []).append(index)

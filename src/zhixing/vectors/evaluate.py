@@ -350,13 +350,7 @@ def _known(vectors: KeyedVectors, word: str, *, seen: bool = False) -> str | Non
     for spelling in (word, word.lower()):
         if spelling in vectors:
             return spelling
-    if seen or vectors.subwords is None:
-        return None
-    try:
-        vectors.vector(word)
-    except InputError:
-        return None
-    return word
+    return None if seen or vectors.find(word) is None else word
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

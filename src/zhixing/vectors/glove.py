@@ -57,7 +57,7 @@ Array = Any  # np.ndarray inside compiled code
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-STRIPES = 8  # P: more threads than that have nothing to do where a block has one bucket
+STRIPES = 16  # P: more threads than that have nothing to do where a block has one bucket
 BUCKET = 1 << 22  # pairs that a thread learns from at once: 64 MiB with their order
 UNIT = 1 << 30  # a pair of neighbours counts this much
 GATHER = 1 << 20  # words counted at once by a thread

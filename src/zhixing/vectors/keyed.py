@@ -158,8 +158,8 @@ class KeyedVectors:
         """Whether the word itself has a vector; an unseen one may still get one from its n-grams."""
         return word in self.index
 
-    def vector(self, word: str) -> Floats:
-        """The word's vector (D,), from its n-grams if it was not seen and there are such; else InputError."""
+    def find(self, word: str) -> Floats | None:
+        """The word's vector (D,), from its n-grams if it was not seen and there are such; None if it has none."""
         row = self.index.get(word)
         if row is not None:
             return np.asarray(self.vectors[row])
@@ -167,7 +167,14 @@ class KeyedVectors:
             total = np.zeros((1, self.dimension), np.float32)
             if count := int(add_subwords([word], self.subwords, total)[0]):
                 return np.asarray(total[0] * np.float32(1 / count))
-        raise self._unknown(word)
+        return None
+
+    def vector(self, word: str) -> Floats:
+        """`find`, but InputError naming near spellings for a word without a vector."""
+        vector = self.find(word)
+        if vector is None:
+            raise self._unknown(word)
+        return vector
 
     def cosine(self, a: str, b: str) -> float:
         """Cosine of the angle between two words' vectors; 0 if one of them is zero."""
