@@ -294,6 +294,19 @@ def test_a_run_goes_on_with_its_own_text_and_settings_only(tmp_path: Path) -> No
         train_glove(sentences, counts + 1, replace(SETTINGS, epochs=1), tmp_path / "run", resume=True)
 
 
+def test_a_run_killed_while_counting_leaves_the_folder_free(tmp_path: Path) -> None:
+    def killed() -> Any:
+        yield from sentences_of()
+        raise KeyboardInterrupt
+
+    counts = counts_of(sentences_of())
+    with pytest.raises(KeyboardInterrupt):
+        train_glove(killed(), counts, SETTINGS, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["glove.json"]
+    trained = train_glove(sentences_of(), counts, replace(SETTINGS, epochs=1), tmp_path / "run")
+    assert len(trained.losses) == 1
+
+
 def test_a_damaged_state_is_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sentences = sentences_of()
     counts = counts_of(sentences)

@@ -611,7 +611,7 @@ class _States:
         began = out / "glove.json"
         if not resume and (self._paths() or (out / COUNTS).exists()):
             raise InputError("the folder holds a run already", where=str(out), mend="resume it, or name another folder")
-        if began.is_file():
+        if resume and began.is_file():
             self._compare(json.loads(began.read_text(encoding="utf-8")), began)
         else:
             atomic_write(began, json.dumps(facts, indent=1))
