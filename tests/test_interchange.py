@@ -16,7 +16,7 @@ from zhixing.errors import InputError
 from zhixing.interchange.import_export import CheckReport, export_model, greedy, import_model
 from zhixing.interchange.model_directory import parse_size, read_model_directory, shard_names, write_model_directory
 from zhixing.interchange.transformers_layout import TokenizerFacts, config_of, from_layout, settings_of, to_layout
-from zhixing.interchange.word_vectors_text import read_word_vectors
+from zhixing.interchange.word_vector_files import read_word_vectors
 from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.models.lstm import LSTM, LSTMSettings
 from zhixing.tokens.tokenizer import Tokenizer, train_tokenizer

@@ -45,7 +45,7 @@ from zhixing.evaluation.report import summary, write_report  # noqa: E402
 from zhixing.files import MANIFEST, atomic_dir, atomic_write, remove_tree, verify_manifest, write_manifest  # noqa: E402
 from zhixing.interchange.import_export import export_model, import_model  # noqa: E402
 from zhixing.interchange.model_directory import read_model_directory, write_model_directory  # noqa: E402
-from zhixing.interchange.word_vectors_text import read_word_vectors  # noqa: E402
+from zhixing.interchange.word_vector_files import read_word_vectors  # noqa: E402
 from zhixing.models.gpt import GPT, GPTSettings  # noqa: E402
 from zhixing.models.lstm import LSTM, LSTMSettings  # noqa: E402
 from zhixing.progress import Progress, duration, quantity, say  # noqa: E402

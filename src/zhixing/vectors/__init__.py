@@ -1,0 +1,1 @@
+"""Words to vectors: trained from plain text, looked up, compared and drawn."""
