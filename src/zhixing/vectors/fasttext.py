@@ -4,7 +4,7 @@ A word's vector is the mean of one vector of its own and one of each of its char
 rows; so forms of a word share what is learnt, and a word never seen has a vector too. For a word w and a neighbour c,
 with K words n drawn from the noise, the loss is that of skip-gram
 
-    - log σ(h_w · u_c) - Σ log σ(-h_w · u_n)         h_w = mean of the rows of w (the paper's sum, as its program has it)
+    - log σ(h_w · u_c) - Σ log σ(-h_w · u_n)        h_w = mean of w's rows (the paper has their sum)
 
 Each row gets the whole gradient of h_w, not its share of the mean, as in fastText's program.
 

@@ -43,10 +43,11 @@ from zhixing.vectors.words import MAX_SENTENCE, Units, Vocabulary, WordCorpus, a
 
 Array = Any  # np.ndarray inside compiled code
 
-SLICE = 500  # numbers after which a slice ends with its sentence; none is longer than MAX_SENTENCE + 1
-ROUND = 8  # slices that learn side by side in the deterministic mode; more threads than that have nothing to do
+SLICE = 500, MAX_SENTENCE + 1  # numbers after which a slice ends with its sentence, and after which it ends anyway
+SMALL_SLICE = 100, 150  # the same in the deterministic mode: all slices of a round start from the same vectors
+ROUND = 8  # slices that learn side by side there; more threads than that have nothing to do
 CLAIM = 4  # slices that a thread takes at a time in the other
-BLOCK = 1024  # slices between two looks at the clock: about a million words
+BLOCK = 2048  # slices between two looks at the clock: a quarter of a million words and more
 STATES = "states"  # in the run's folder
 
 _SKIPGRAM, _CBOW, _PARTS = 0, 1, 2
@@ -100,7 +101,9 @@ class WordVectorSettings:
         if self.threads != "auto":
             _in_range("threads", self.threads, 1, 1024)
         if 0 < self.max_n < self.min_n:
-            raise InputError(f"no n-gram has {self.min_n} to {self.max_n} characters", mend="min_n <= max_n, or max_n 0")
+            raise InputError(
+                f"no n-gram has {self.min_n} to {self.max_n} characters", mend="min_n <= max_n, or max_n 0"
+            )
 
     @property
     def first_rate(self) -> float:
@@ -189,10 +192,13 @@ def _cut(ids: Array, size: int, longest: int, starts: Array) -> int:
     return count + 1
 
 
-def cut_slices(ids: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Slice s is ids[starts[s]:starts[s + 1]]; most end with a sentence. (number of slices + 1,)"""
-    starts = np.empty(_cut(ids, SLICE, MAX_SENTENCE + 1, np.empty(0, np.int64)), np.int64)
-    _cut(ids, SLICE, MAX_SENTENCE + 1, starts)
+def cut_slices(ids: NDArray[np.int32], size: int, longest: int) -> NDArray[np.int64]:
+    """Slice s is ids[starts[s]:starts[s + 1]], `size` numbers and the rest of the sentence, at most `longest`.
+
+    (number of slices + 1,)
+    """
+    starts = np.empty(_cut(ids, size, longest, np.empty(0, np.int64)), np.int64)
+    _cut(ids, size, longest, starts)
     return starts
 
 
@@ -392,7 +398,8 @@ class Training:
 
     def __init__(self, ids: NDArray[np.int32], vocabulary: Vocabulary, settings: WordVectorSettings) -> None:
         self.ids, self.vocabulary, self.settings = ids, vocabulary, settings
-        self.starts = cut_slices(ids)
+        self.longest_slice = (SMALL_SLICE if settings.deterministic else SLICE)[1]
+        self.starts = cut_slices(ids, *(SMALL_SLICE if settings.deterministic else SLICE))
         self.epoch = self.slice = 0  # the next slice to learn from
         self.seconds = 0.0  # of earlier attempts
         self.algorithm = {"skipgram": _SKIPGRAM, "cbow": _CBOW, "fasttext": _PARTS}[settings.algorithm]
@@ -425,7 +432,10 @@ class Training:
         title = f"{settings.algorithm}, {quantity(len(self.vocabulary))} words"
         block = self._blocks(n_threads)
         before = self._place()
-        with Progress(title, (all_places - before) * per_place, "words") as progress, ThreadPoolExecutor(n_threads) as pool:
+        with (
+            Progress(title, (all_places - before) * per_place, "words") as progress,
+            ThreadPoolExecutor(n_threads) as pool,
+        ):
             while self.epoch < settings.epochs:
                 last = min(self.slice + BLOCK, n_slices)
                 block(pool, self.slice, last)
@@ -473,7 +483,9 @@ class Training:
     def _facts(self) -> tuple[Any, ...]:
         """The arguments that the compiled loops share, from `starts` to `outputs`."""
         settings = self.settings
-        seed = np.uint64(int.from_bytes(hashlib.sha256(f"{settings.seed} {self.epoch}".encode()).digest()[:8], "little"))
+        seed = np.uint64(
+            int.from_bytes(hashlib.sha256(f"{settings.seed} {self.epoch}".encode()).digest()[:8], "little")
+        )
         return (
             self.starts, self.epoch * len(self.ids), settings.epochs * len(self.ids), settings.first_rate, seed,
             self.algorithm, settings.window, settings.negative, self.ids, self.keep, self.share, self.other,
@@ -482,7 +494,7 @@ class Training:
 
     def _blocks(self, n_threads: int) -> Callable[[ThreadPoolExecutor, int, int], None]:
         """A function that learns from slices first..last-1 with all threads and comes back when they are done."""
-        rooms = [_room(self.settings) for _ in range(n_threads)]
+        rooms = [_room(self.settings, self.longest_slice) for _ in range(n_threads)]
         if not self.settings.deterministic:
 
             def free(pool: ThreadPoolExecutor, first: int, last: int) -> None:
@@ -499,7 +511,7 @@ class Training:
 
         n_threads = min(n_threads, ROUND)
         rows, n_words = len(self.vectors), len(self.vocabulary)
-        most = MAX_SENTENCE + 1
+        most = self.longest_slice
         longest = int(np.diff(self.offsets).max()) if self.algorithm == _PARTS else 1
         n_inputs = min(rows, most * longest)
         n_outputs = min(n_words, most * (1 + rooms[0][3].shape[1]))
@@ -547,9 +559,9 @@ class Training:
         return rounds
 
 
-def _room(settings: WordVectorSettings) -> tuple[Any, ...]:
-    """What one thread draws and computes in: words, left, right, negatives, scratch, g."""
-    most, window, negative = MAX_SENTENCE + 1, settings.window, settings.negative
+def _room(settings: WordVectorSettings, most: int) -> tuple[Any, ...]:
+    """What one thread draws and computes in, for slices of at most `most`: words, left, right, negatives, scratch, g."""
+    window, negative = settings.window, settings.negative
     pairs = 2 * window * (1 + negative)
     per_word, rows, g = negative, 2 * window + negative + 8, (2 * window + 2, padded(negative + 4))
     if settings.algorithm == "fasttext":
@@ -577,9 +589,7 @@ class States:
         self.folder = Path(out) / STATES
         clear_leftovers(self.folder)
         if self._paths() and not resume:
-            raise InputError(
-                "the folder holds a run already", where=str(out), mend="resume it, or name another folder"
-            )
+            raise InputError("the folder holds a run already", where=str(out), mend="resume it, or name another folder")
 
     def _paths(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -625,7 +635,9 @@ class States:
     def _compare(self, training: Training, state: dict[str, Any], path: Path) -> None:
         """InputError unless the run goes on with the same text and settings; threads and saving may differ."""
         if state["text"] != _fingerprint(training):
-            raise InputError("the text is not the one that the run began with", where=str(path), mend="give the same text")
+            raise InputError(
+                "the text is not the one that the run began with", where=str(path), mend="give the same text"
+            )
         for field in fields(WordVectorSettings):
             before, now = state["settings"].get(field.name), getattr(training.settings, field.name)
             if before != now and field.name not in ("threads", "save_seconds"):

@@ -153,7 +153,7 @@ def _read_lines(path: Path, before: int, progress: Progress | None) -> Iterator[
                     line = rest + line
                     cut = max(line.rfind(" "), line.rfind("\t"))
                     # a "word" longer than a block is none; Chinese has no blanks and may be cut anywhere
-                    rest, line = (line[cut + 1 :], line[:cut]) if 0 <= cut and len(line) - cut < BLOCK else ("", line)
+                    rest, line = (line[cut + 1 :], line[:cut]) if cut >= 0 and len(line) - cut < BLOCK else ("", line)
                 elif rest:
                     rest, line = "", rest + line
                 yield line
