@@ -121,6 +121,102 @@ def skipgram_parts(
 
 
 @njit(nogil=True, cache=True)
+def skipgram_parts_changes(
+    words: Array,
+    offsets: Array,
+    parts: Array,
+    left: Array,
+    right: Array,
+    negatives: Array,
+    n_negative: int,
+    n: int,
+    rate: Any,
+    vectors: Array,
+    outputs: Array,
+    scratch: Array,
+    g: Array,
+    steps: Array,
+    means: Array,
+    weights: Array,
+) -> None:
+    """For the deterministic mode: what the words of a slice would change, from matrices that stand still.
+
+    Each row of word i gains steps[i] (n, D); its target j, neighbours first, weights[i, j] means[i].
+    """
+    y = scratch[2:]
+    width = vectors.shape[1]
+    for i in range(n):
+        if i + 1 < n:
+            word = words[i + 1]
+            for p in range(offsets[word], offsets[word + 1]):
+                prefetch(vectors, parts[p])
+        n_true = right[i] - left[i] - 1
+        if n_true < 1:
+            continue
+        n_y = 0
+        for p in range(left[i], right[i]):
+            if p != i:
+                copy_row(outputs, words[p], y, n_y)
+                n_y += 1
+        for j in range(n_true * n_negative):
+            copy_row(outputs, negatives[i, j], y, n_y)
+            n_y += 1
+        first, last = offsets[words[i]], offsets[words[i] + 1]
+        mean = means[i : i + 1]
+        clear_row(mean, 0)
+        for p in range(first, last):
+            add_row(mean, 0, np.float32(1), vectors, parts[p])
+        share = np.float32(1.0 / (last - first))
+        for k in range(0, width, 16):
+            store(mean, 0, k, scale_add(share, load(mean, 0, k), zero()))
+        products_of_one(mean, y, n_y, n_true, rate, g)
+        for j in range(n_y):
+            weights[i, j] = g[0, j]
+        for k in range(0, width, 16):
+            a = zero()
+            for j in range(n_y):
+                a = scale_add(g[0, j], load(y, j, k), a)
+            store(steps, i, k, a)
+
+
+@njit(nogil=True, cache=True)
+def add_skipgram_parts(
+    words: Array,
+    offsets: Array,
+    parts: Array,
+    left: Array,
+    right: Array,
+    negatives: Array,
+    n_negative: int,
+    n: int,
+    steps: Array,
+    means: Array,
+    weights: Array,
+    vectors: Array,
+    outputs: Array,
+    thread: int,
+    n_threads: int,
+) -> None:
+    """Add what `skipgram_parts_changes` found to the rows that `thread` owns: those with row % n_threads == thread."""
+    for i in range(n):
+        n_true = right[i] - left[i] - 1
+        if n_true < 1:
+            continue
+        for p in range(offsets[words[i]], offsets[words[i] + 1]):
+            if parts[p] % n_threads == thread:
+                add_row(vectors, parts[p], np.float32(1), steps, i)
+        n_y = 0
+        for p in range(left[i], right[i]):
+            if p != i:
+                if words[p] % n_threads == thread:
+                    add_row(outputs, words[p], weights[i, n_y], means, i)
+                n_y += 1
+        for j in range(n_true * n_negative):
+            if negatives[i, j] % n_threads == thread:
+                add_row(outputs, negatives[i, j], weights[i, n_y + j], means, i)
+
+
+@njit(nogil=True, cache=True)
 def mean_of_parts(vectors: Array, offsets: Array, parts: Array, means: Array) -> None:
     """means[w] = mean of the rows of word w. (V, D)"""
     for word in range(len(offsets) - 1):

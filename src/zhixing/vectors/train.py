@@ -3,11 +3,11 @@
 The text is cut into slices of about a thousand words. What a slice draws, and its learning rate, are functions of its
 place alone; so a run is known by (vectors, epoch, slice), and only the order of the additions is left to the threads:
 
-    lock-free       threads take slices in turn and change the same matrices without locks (Hogwild, Recht et al. 2011):
-                    two of them seldom touch one row at once, and a lost addition is only noise. The fastest.
-    deterministic   eight slices at a time learn from the same matrices, each in a copy of the rows that it touches; when
-                    all are done, their changes are added in the order of the slices, each row by one thread. The result
-                    is the same, bit for bit, with any number of threads.
+    lock-free       threads take slices in turn and change the same matrices without locks (Hogwild, Recht et al.
+                    2011): two of them seldom touch one row at once, and a lost addition is only noise.
+    deterministic   for eight small slices at a time it is found what they would change, while the matrices stand
+                    still; then the changes are added in the order of the text, each row by the thread that owns
+                    it. The result is the same, bit for bit, with any number of threads.
 
 The learning rate falls linearly to zero (a ten-thousandth, in word2vec.c) over the words of all epochs.
 """
@@ -35,17 +35,24 @@ from numpy.typing import NDArray
 from zhixing.errors import InputError
 from zhixing.files import atomic_dir, clear_leftovers, remove_tree, set_aside, verify_manifest
 from zhixing.progress import Progress, quantity, say
-from zhixing.vectors.fasttext import mean_of_parts, skipgram_parts, word_parts
+from zhixing.vectors.fasttext import (
+    add_skipgram_parts,
+    mean_of_parts,
+    skipgram_parts,
+    skipgram_parts_changes,
+    word_parts,
+)
 from zhixing.vectors.keyed import KeyedVectors, Subwords, subword_ids
-from zhixing.vectors.simd import aligned_zeros, load, padded, store, subtract
-from zhixing.vectors.word2vec import add_row, cbow, copy_row, draw, skipgram
+from zhixing.vectors.simd import aligned_zeros, padded
+from zhixing.vectors.word2vec import add_cbow, add_skipgram, cbow, cbow_changes, draw, skipgram, skipgram_changes
 from zhixing.vectors.words import MAX_SENTENCE, Units, Vocabulary, WordCorpus, alias_table, count_words, encode_words
 
 Array = Any  # np.ndarray inside compiled code
 
 SLICE = 500, MAX_SENTENCE + 1  # numbers after which a slice ends with its sentence, and after which it ends anyway
-SMALL_SLICE = 100, 150  # the same in the deterministic mode: all slices of a round start from the same vectors
+LONGEST_SMALL = 150  # no slice is longer in the deterministic mode, where all of a round start from the same vectors
 ROUND = 8  # slices that learn side by side there; more threads than that have nothing to do
+STEEPEST = float(os.environ.get("ST", "1"))
 CLAIM = 4  # slices that a thread takes at a time in the other
 BLOCK = 2048  # slices between two looks at the clock: a quarter of a million words and more
 STATES = "states"  # in the run's folder
@@ -274,16 +281,6 @@ def _learn_slices(
         )  # fmt: skip
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _slot(row: int, slots: Array, rows: Array, count: int) -> int:
-    """Give `row` the place `count` if it has none; how many have one now."""
-    if slots[row] < 0:
-        slots[row] = count
-        rows[count] = row
-        return count + 1
-    return count
-
-
 @njit(nogil=True, cache=True)
 def _changes_of_slice(
     s: int,
@@ -309,82 +306,68 @@ def _changes_of_slice(
     negatives: Array,
     scratch: Array,
     g: Array,
-    targets: Array,
-    word_slots: Array,
-    input_slots: Array,
-    output_slots: Array,
-    slice_words: Array,
-    slice_offsets: Array,
-    slice_parts: Array,
-    input_rows: Array,
-    input_changes: Array,
-    output_rows: Array,
-    output_changes: Array,
-    counts: Array,
-) -> None:
-    """What slice s would change: rows and changes of both matrices, counts (2,) of them; the matrices stay as they are.
-
-    It learns in copies of the rows that it touches, under numbers of its own.
-    """
+    steps: Array,
+    changes: Array,
+    weights: Array,
+) -> int:
+    """Draw slice s and find what it would change; how many words it keeps. The matrices stay as they are."""
     n = draw(
         ids, starts[s], starts[s + 1], keep, share, other, window, n_negative, algorithm == _PARTS, seed,
         words, left, right, negatives,
     )  # fmt: skip
-    n_words = n_inputs = n_outputs = n_parts = 0
-    for i in range(n):
-        word = words[i]
-        n_outputs = _slot(word, output_slots, output_rows, n_outputs)
-        targets[i] = output_slots[word]
-        used = n_negative if algorithm != _PARTS else (right[i] - left[i] - 1) * n_negative
-        for j in range(used):
-            n_outputs = _slot(negatives[i, j], output_slots, output_rows, n_outputs)
-            negatives[i, j] = output_slots[negatives[i, j]]
-        if word_slots[word] < 0:
-            slice_offsets[n_words] = n_parts
-            if algorithm == _PARTS:
-                for p in range(offsets[word], offsets[word + 1]):
-                    n_inputs = _slot(parts[p], input_slots, input_rows, n_inputs)
-                    slice_parts[n_parts] = input_slots[parts[p]]
-                    n_parts += 1
-            else:
-                input_rows[n_inputs] = word
-                n_inputs += 1
-            n_words = _slot(word, word_slots, slice_words, n_words)
-        words[i] = word_slots[word]
-    slice_offsets[n_words] = n_parts
-    for q in range(n_inputs):
-        copy_row(vectors, input_rows[q], input_changes, q)
-    for q in range(n_outputs):
-        copy_row(outputs, output_rows[q], output_changes, q)
-    _learn(
-        algorithm, words, slice_offsets, slice_parts, targets, left, right, negatives, n_negative, n,
-        _rate(first_rate, epoch_place + starts[s], total), input_changes, output_changes, scratch, g,
-    )  # fmt: skip
-    for q in range(n_words):
-        word_slots[slice_words[q]] = -1
-    for q in range(n_inputs):
-        _subtract_row(input_changes, q, vectors, input_rows[q])
-        if algorithm == _PARTS:
-            input_slots[input_rows[q]] = -1
-    for q in range(n_outputs):
-        _subtract_row(output_changes, q, outputs, output_rows[q])
-        output_slots[output_rows[q]] = -1
-    counts[0], counts[1] = n_inputs, n_outputs
+    rate = _rate(first_rate, epoch_place + starts[s], total)
+    if algorithm == _SKIPGRAM:
+        skipgram_changes(
+            words, left, right, negatives, n, rate, vectors, outputs, scratch, g, steps, changes
+        )  # fmt: skip
+    elif algorithm == _CBOW:
+        cbow_changes(
+            words, left, right, negatives, n, rate, vectors, outputs, scratch, g, steps, changes, weights
+        )  # fmt: skip
+    else:
+        skipgram_parts_changes(
+            words, offsets, parts, left, right, negatives, n_negative, n, rate, vectors, outputs, scratch, g,
+            steps, changes, weights,
+        )  # fmt: skip
+    return n
 
 
 @njit(nogil=True, cache=True)
-def _subtract_row(target: Array, place: int, source: Array, row: int) -> None:
-    for k in range(0, target.shape[1], 16):
-        store(target, place, k, subtract(load(target, place, k), load(source, row, k)))
-
-
-@njit(nogil=True, cache=True)
-def _add_changes(matrix: Array, rows: Array, changes: Array, counts: Array, thread: int, n_threads: int) -> None:
-    """matrix[row] += changes of slice 0, 1, 2, ...: rows (S, R), changes (S, R, D), counts (S,). A row has one thread."""
+def _add_changes(
+    algorithm: int,
+    n_negative: int,
+    offsets: Array,
+    parts: Array,
+    vectors: Array,
+    outputs: Array,
+    words: Array,
+    left: Array,
+    right: Array,
+    negatives: Array,
+    counts: Array,
+    steps: Array,
+    changes: Array,
+    weights: Array,
+    thread: int,
+    n_threads: int,
+) -> None:
+    """Add the changes of all slices of a round, in their order, to the rows of one thread. The first axis is slices."""
     for s in range(len(counts)):
-        for q in range(counts[s]):
-            if rows[s, q] % n_threads == thread:
-                add_row(matrix, rows[s, q], np.float32(1), changes[s], q)
+        if algorithm == _SKIPGRAM:
+            add_skipgram(
+                words[s], left[s], right[s], negatives[s], counts[s], steps[s], changes[s], vectors, outputs,
+                thread, n_threads,
+            )  # fmt: skip
+        elif algorithm == _CBOW:
+            add_cbow(
+                words[s], left[s], right[s], negatives[s], counts[s], steps[s], changes[s], weights[s],
+                vectors, outputs, thread, n_threads,
+            )  # fmt: skip
+        else:
+            add_skipgram_parts(
+                words[s], offsets, parts, left[s], right[s], negatives[s], n_negative, counts[s], steps[s], changes[s],
+                weights[s], vectors, outputs, thread, n_threads,
+            )  # fmt: skip
 
 
 # ---- the run ----------------------------------------------------------------------------------------------------
@@ -398,8 +381,6 @@ class Training:
 
     def __init__(self, ids: NDArray[np.int32], vocabulary: Vocabulary, settings: WordVectorSettings) -> None:
         self.ids, self.vocabulary, self.settings = ids, vocabulary, settings
-        self.longest_slice = (SMALL_SLICE if settings.deterministic else SLICE)[1]
-        self.starts = cut_slices(ids, *(SMALL_SLICE if settings.deterministic else SLICE))
         self.epoch = self.slice = 0  # the next slice to learn from
         self.seconds = 0.0  # of earlier attempts
         self.algorithm = {"skipgram": _SKIPGRAM, "cbow": _CBOW, "fasttext": _PARTS}[settings.algorithm]
@@ -413,6 +394,11 @@ class Training:
             ngrams = subword_ids(vocabulary.words, settings.min_n, settings.max_n, settings.buckets)
             self.parts, self.offsets, self.buckets = word_parts(n_words, *ngrams)
             rows, spread = n_words + len(self.buckets), 1.0 / d_model
+        size, self.longest_slice = SLICE
+        if settings.deterministic:
+            self.longest_slice = self._small_slice()
+            size = -(-self.longest_slice * 2 // 3)
+        self.starts = cut_slices(ids, size, self.longest_slice)
         self.vectors = aligned_zeros(rows, d_model)  # (V or more, padded D)
         self.outputs = aligned_zeros(n_words, d_model)  # (V, padded D)
         generator = np.random.default_rng(settings.seed)
@@ -476,6 +462,18 @@ class Training:
             vocabulary.n_seen * settings.epochs / max(seconds, 1e-9),
         )
 
+    def _small_slice(self) -> int:
+        """Words of a slice such that a round does not change the row of the most frequent word or n-gram too far.
+
+        Its changes in a round are computed from the same vectors and then summed, as if the learning rate were that
+        many times higher: (its share of the kept words) * (words of a round) * rate is kept below one.
+        """
+        kept = self.vocabulary.counts * (self.keep / (1 << 32))
+        share = kept / kept.sum()
+        if self.algorithm == _PARTS:
+            share = np.bincount(self.parts, np.repeat(share, np.diff(self.offsets)))
+        return int(np.clip(STEEPEST / (share.max() * self.settings.first_rate * ROUND), 8, LONGEST_SMALL))
+
     def _place(self) -> int:
         """Numbers of the text behind us, over all epochs."""
         return self.epoch * len(self.ids) + int(self.starts[self.slice])
@@ -510,44 +508,34 @@ class Training:
             return free
 
         n_threads = min(n_threads, ROUND)
-        rows, n_words = len(self.vectors), len(self.vocabulary)
-        most = self.longest_slice
-        longest = int(np.diff(self.offsets).max()) if self.algorithm == _PARTS else 1
-        n_inputs = min(rows, most * longest)
-        n_outputs = min(n_words, most * (1 + rooms[0][3].shape[1]))
-        slots = [
-            tuple(np.full(size, -1, np.int32) for size in (n_words, rows if self.algorithm == _PARTS else 0, n_words))
-            for _ in range(n_threads)
-        ]
-        lists = [
-            (np.empty(most, np.int32), np.empty(most + 1, np.int64), np.empty(most * longest, np.int32))
-            for _ in range(n_threads)
-        ]
-        targets = [np.empty(most, np.int32) for _ in range(n_threads)]
-        d_model = self.settings.d_model
-        input_rows, output_rows = np.empty((ROUND, n_inputs), np.int32), np.empty((ROUND, n_outputs), np.int32)
-        inputs = aligned_zeros(ROUND * n_inputs, d_model).reshape(ROUND, n_inputs, -1)
-        outputs = aligned_zeros(ROUND * n_outputs, d_model).reshape(ROUND, n_outputs, -1)
-        counts = np.zeros((2, ROUND), np.int64)
+        most, d_model = self.longest_slice, self.settings.d_model
+        draws = [np.stack([_room(self.settings, most)[k]] * ROUND) for k in range(4)]  # words, left, right, negatives
+        per_word = 1 + draws[3].shape[2] if self.algorithm == _SKIPGRAM else 1
+        n_targets = (1 + self.settings.negative) * (2 * self.settings.window if self.algorithm == _PARTS else 1)
+        steps = aligned_zeros(ROUND * most, d_model).reshape(ROUND, most, -1)
+        changes = aligned_zeros(ROUND * most * per_word, d_model).reshape(ROUND, most * per_word, -1)
+        weights = np.zeros((ROUND, most, n_targets), np.float32)
+        counts = np.zeros(ROUND, np.int64)
 
         def rounds(pool: ThreadPoolExecutor, first: int, last: int) -> None:
             facts, barrier = self._facts(), threading.Barrier(n_threads)
 
             def work(thread: int) -> None:
-                count = np.zeros(2, np.int64)
+                scratch = rooms[thread][4:]
                 try:
                     for begin in range(first, last, ROUND):
                         for s in range(thread, ROUND, n_threads):
-                            count[:] = 0
+                            counts[s] = 0
                             if begin + s < last:
-                                _changes_of_slice(
-                                    begin + s, *facts, *rooms[thread], targets[thread], *slots[thread], *lists[thread],
-                                    input_rows[s], inputs[s], output_rows[s], outputs[s], count,
+                                counts[s] = _changes_of_slice(
+                                    begin + s, *facts, *(draw[s] for draw in draws), *scratch,
+                                    steps[s], changes[s], weights[s],
                                 )  # fmt: skip
-                            counts[:, s] = count
                         barrier.wait()
-                        _add_changes(self.vectors, input_rows, inputs, counts[0], thread, n_threads)
-                        _add_changes(self.outputs, output_rows, outputs, counts[1], thread, n_threads)
+                        _add_changes(
+                            self.algorithm, self.settings.negative, self.offsets, self.parts, self.vectors,
+                            self.outputs, *draws, counts, steps, changes, weights, thread, n_threads,
+                        )  # fmt: skip
                         barrier.wait()
                 except BaseException:
                     barrier.abort()
@@ -560,10 +548,10 @@ class Training:
 
 
 def _room(settings: WordVectorSettings, most: int) -> tuple[Any, ...]:
-    """What one thread draws and computes in, for slices of at most `most`: words, left, right, negatives, scratch, g."""
+    """What a thread draws and computes in, for slices of at most `most`: words, left, right, negatives, scratch, g."""
     window, negative = settings.window, settings.negative
     pairs = 2 * window * (1 + negative)
-    per_word, rows, g = negative, 2 * window + negative + 8, (2 * window + 2, padded(negative + 4))
+    per_word, rows, g = negative, 2 * window + negative + 8 + most, (2 * window + 2, padded(negative + 4))
     if settings.algorithm == "fasttext":
         per_word, rows, g = 2 * window * negative, pairs + 8, (1, padded(pairs + 4))
     return (

@@ -6,8 +6,8 @@ the noise count^(3/4), the loss is (2013b, equation 4)
     skip-gram   - log σ(v_c · u_w) - Σ log σ(-v_c · u_n)          the neighbour's vector must tell w from the noise
     CBOW        the same, with v_c replaced by the mean of v over all neighbours
 
-and its gradient needs only g = label - σ(v · u):  u += rate g v,  v += rate g u.  The window reaches 1 to `window` words
-to each side, drawn for each word; frequent words are left out at random (2013b, section 2.3).
+and its gradient needs only g = label - σ(v · u):  u += rate g v,  v += rate g u.  The window reaches 1 to `window`
+words to each side, drawn for each word; frequent words are left out at random (2013b, section 2.3).
 
 What differs from word2vec.c: skip-gram draws the K noise words once for a word and shares them among all its neighbours
 (Ji et al. 2016, arXiv:1604.04661), and all of these pairs are computed from the vectors as they stood before, and then
@@ -141,7 +141,7 @@ def add_row(target: Array, row: int, number: Any, source: Array, place: int) -> 
 
 @njit(nogil=True, cache=True)
 def _products(x: Array, n_x: int, y: Array, n_y: int, rate: Any, g: Array) -> None:
-    """g[c, j] = rate * (label - σ(x_c · y_j)), label 1 for j = 0. Rows of x beyond an odd n_x, of y beyond 3 m are 0."""
+    """g[c, j] = rate * (label - σ(x_c · y_j)), label 1 for j = 0. x may have any row after the last, y up to 3 m."""
     width = x.shape[1]
     for c in range(0, n_x, 2):
         for j in range(0, n_y, 3):
@@ -198,8 +198,6 @@ def skipgram(
                 n_x += 1
         if n_x == 0:
             continue
-        if n_x % 2:
-            clear_row(x, n_x)
         copy_row(outputs, targets[i], y, 0)
         for j in range(1, n_y):
             copy_row(outputs, negatives[i, j - 1], y, j)
@@ -270,8 +268,8 @@ def cbow(
 ) -> None:
     """`skipgram`'s arguments; each neighbour gets the whole error and not its share of it, as in word2vec.c.
 
-    That is C times the gradient of v (the mean divides it by C); those who divide need a higher rate (Irsoy et al. 2021,
-    arXiv:2012.15332).
+    That is C times the gradient of v (the mean divides it by C); those who divide need a higher rate (Irsoy et al.
+    2021, arXiv:2012.15332).
     """
     n_y = negatives.shape[1] + 1
     mean, error, y = scratch[:1], scratch[1:2], scratch[2:]
@@ -304,6 +302,189 @@ def cbow(
         for p in range(left[i], right[i]):
             if p != i:
                 add_row(vectors, inputs[p], np.float32(1), error, 0)
+
+
+# ---- many words at once, for the deterministic mode ---------------------------------------------------------------
+#
+# First what the words of a slice would change, from matrices that stand still (any thread may do any slice); then the
+# additions, in the order of the words, each row by the thread that owns it.
+
+
+@njit(nogil=True, cache=True)
+def skipgram_changes(
+    words: Array,
+    left: Array,
+    right: Array,
+    negatives: Array,
+    n: int,
+    rate: Any,
+    vectors: Array,
+    outputs: Array,
+    scratch: Array,
+    g: Array,
+    steps: Array,
+    changes: Array,
+) -> None:
+    """steps[i] (n, D): what the vector of word i gains from all words around it; changes[i (1 + K) + j]: its target j.
+
+    scratch has the rows of `skipgram` and n + 1 more.
+    """
+    n_y = negatives.shape[1] + 1
+    rows = (n_y + 2) // 3 * 3
+    y, x = scratch[:rows], scratch[rows:]
+    width = vectors.shape[1]
+    for j in range(n_y, rows):
+        clear_row(y, j)
+    for i in range(n):
+        copy_row(vectors, words[i], x, i)
+        clear_row(steps, i)
+    for i in range(n):
+        if i + AHEAD < n:
+            prefetch(outputs, words[i + AHEAD])
+            for j in range(n_y - 1):
+                prefetch(outputs, negatives[i + AHEAD, j])
+        first, n_x = left[i], right[i] - left[i]
+        if n_x < 2:
+            continue
+        copy_row(outputs, words[i], y, 0)
+        for j in range(1, n_y):
+            copy_row(outputs, negatives[i, j - 1], y, j)
+        _products(x[first:], n_x, y, n_y, rate, g)  # the word itself too, as if it were its own neighbour: taken out
+        for j in range(rows):
+            g[i - first, j] = np.float32(0)
+        for j in range(0, n_y, 3):
+            for k in range(0, width, 16):
+                a0, a1, a2 = zero(), zero(), zero()
+                for c in range(n_x):
+                    v = load(x, first + c, k)
+                    a0 = scale_add(g[c, j], v, a0)
+                    a1 = scale_add(g[c, j + 1], v, a1)
+                    a2 = scale_add(g[c, j + 2], v, a2)
+                store(changes, i * n_y + j, k, a0)
+                if j + 1 < n_y:
+                    store(changes, i * n_y + j + 1, k, a1)
+                if j + 2 < n_y:
+                    store(changes, i * n_y + j + 2, k, a2)
+        for c in range(n_x):
+            if first + c != i:
+                for k in range(0, width, 16):
+                    a = load(steps, first + c, k)
+                    for j in range(n_y):
+                        a = scale_add(g[c, j], load(y, j, k), a)
+                    store(steps, first + c, k, a)
+
+
+@njit(nogil=True, cache=True)
+def add_skipgram(
+    words: Array,
+    left: Array,
+    right: Array,
+    negatives: Array,
+    n: int,
+    steps: Array,
+    changes: Array,
+    vectors: Array,
+    outputs: Array,
+    thread: int,
+    n_threads: int,
+) -> None:
+    """Add what `skipgram_changes` found to the rows that `thread` owns: those with row % n_threads == thread."""
+    one = np.float32(1)
+    n_y = negatives.shape[1] + 1
+    for i in range(n):
+        mine = words[i] % n_threads == thread
+        if mine:
+            add_row(vectors, words[i], one, steps, i)
+        if right[i] - left[i] < 2:
+            continue
+        if mine:
+            add_row(outputs, words[i], one, changes, i * n_y)
+        for j in range(1, n_y):
+            row = negatives[i, j - 1]
+            if row % n_threads == thread:
+                add_row(outputs, row, one, changes, i * n_y + j)
+
+
+@njit(nogil=True, cache=True)
+def cbow_changes(
+    words: Array,
+    left: Array,
+    right: Array,
+    negatives: Array,
+    n: int,
+    rate: Any,
+    vectors: Array,
+    outputs: Array,
+    scratch: Array,
+    g: Array,
+    steps: Array,
+    means: Array,
+    weights: Array,
+) -> None:
+    """steps[i] as above; target j of word i gains weights[i, j] means[i]. means (n, D), weights (n, 1 + K)."""
+    n_y = negatives.shape[1] + 1
+    y, x = scratch[: n_y + 4], scratch[n_y + 4 :]
+    width = vectors.shape[1]
+    for i in range(n):
+        copy_row(vectors, words[i], x, i)
+        clear_row(steps, i)
+    for i in range(n):
+        if i + AHEAD < n:
+            prefetch(outputs, words[i + AHEAD])
+            for j in range(n_y - 1):
+                prefetch(outputs, negatives[i + AHEAD, j])
+        count = right[i] - left[i] - 1
+        if count < 1:
+            continue
+        mean = means[i : i + 1]
+        clear_row(mean, 0)
+        share = np.float32(1.0 / count)
+        for p in range(left[i], right[i]):
+            if p != i:
+                add_row(mean, 0, share, x, p)
+        copy_row(outputs, words[i], y, 0)
+        for j in range(1, n_y):
+            copy_row(outputs, negatives[i, j - 1], y, j)
+        products_of_one(mean, y, n_y, 1, rate, g)
+        for j in range(n_y):
+            weights[i, j] = g[0, j]
+        for k in range(0, width, 16):
+            a = zero()
+            for j in range(n_y):
+                a = scale_add(g[0, j], load(y, j, k), a)
+            for p in range(left[i], right[i]):
+                if p != i:
+                    store(steps, p, k, add(a, load(steps, p, k)))
+
+
+@njit(nogil=True, cache=True)
+def add_cbow(
+    words: Array,
+    left: Array,
+    right: Array,
+    negatives: Array,
+    n: int,
+    steps: Array,
+    means: Array,
+    weights: Array,
+    vectors: Array,
+    outputs: Array,
+    thread: int,
+    n_threads: int,
+) -> None:
+    """Add what `cbow_changes` found to the rows that `thread` owns."""
+    for i in range(n):
+        mine = words[i] % n_threads == thread
+        if mine:
+            add_row(vectors, words[i], np.float32(1), steps, i)
+        if right[i] - left[i] < 2:
+            continue
+        if mine:
+            add_row(outputs, words[i], weights[i, 0], means, i)
+        for j in range(negatives.shape[1]):
+            row = negatives[i, j]
+            if row % n_threads == thread:
+                add_row(outputs, row, weights[i, j + 1], means, i)
 
 
 # ---- the naive reference ----------------------------------------------------------------------------------------
