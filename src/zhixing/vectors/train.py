@@ -52,7 +52,7 @@ Array = Any  # np.ndarray inside compiled code
 SLICE = 500, MAX_SENTENCE + 1  # numbers after which a slice ends with its sentence, and after which it ends anyway
 LONGEST_SMALL = 150  # no slice is longer in the deterministic mode, where all of a round start from the same vectors
 ROUND = 8  # slices that learn side by side there; more threads than that have nothing to do
-STEEPEST = float(os.environ.get("ST", "1"))
+STEEPEST = 1.0  # the largest sum of rates on one row in a round; see Training._small_slice
 CLAIM = 4  # slices that a thread takes at a time in the other
 BLOCK = 2048  # slices between two looks at the clock: a quarter of a million words and more
 STATES = "states"  # in the run's folder
@@ -417,7 +417,7 @@ class Training:
         began = saved = time.monotonic()
         title = f"{settings.algorithm}, {quantity(len(self.vocabulary))} words"
         block = self._blocks(n_threads)
-        before = self._place()
+        before = self.place()
         with (
             Progress(title, (all_places - before) * per_place, "words") as progress,
             ThreadPoolExecutor(n_threads) as pool,
@@ -429,7 +429,7 @@ class Training:
                 if last == n_slices:
                     self.epoch, self.slice = self.epoch + 1, 0
                 now = time.monotonic()
-                done = (self._place() - before) * per_place
+                done = (self.place() - before) * per_place
                 progress.update(done, f"{quantity(done / (now - began))} words/s")
                 if states is not None and (now - saved >= settings.save_seconds or self.epoch == settings.epochs):
                     states.save(self, self.seconds + now - began)
@@ -466,7 +466,7 @@ class Training:
         """Words of a slice such that a round does not change the row of the most frequent word or n-gram too far.
 
         Its changes in a round are computed from the same vectors and then summed, as if the learning rate were that
-        many times higher: (its share of the kept words) * (words of a round) * rate is kept below one.
+        many times higher: (its share of the kept words) (words of a round) rate is kept below STEEPEST.
         """
         kept = self.vocabulary.counts * (self.keep / (1 << 32))
         share = kept / kept.sum()
@@ -474,7 +474,7 @@ class Training:
             share = np.bincount(self.parts, np.repeat(share, np.diff(self.offsets)))
         return int(np.clip(STEEPEST / (share.max() * self.settings.first_rate * ROUND), 8, LONGEST_SMALL))
 
-    def _place(self) -> int:
+    def place(self) -> int:
         """Numbers of the text behind us, over all epochs."""
         return self.epoch * len(self.ids) + int(self.starts[self.slice])
 
@@ -509,8 +509,8 @@ class Training:
 
         n_threads = min(n_threads, ROUND)
         most, d_model = self.longest_slice, self.settings.d_model
-        draws = [np.stack([_room(self.settings, most)[k]] * ROUND) for k in range(4)]  # words, left, right, negatives
-        per_word = 1 + draws[3].shape[2] if self.algorithm == _SKIPGRAM else 1
+        draws = [np.stack([part] * ROUND) for part in rooms[0][:4]]  # words, left, right, negatives of each slice
+        per_word = 1 + self.settings.negative if self.algorithm == _SKIPGRAM else 1
         n_targets = (1 + self.settings.negative) * (2 * self.settings.window if self.algorithm == _PARTS else 1)
         steps = aligned_zeros(ROUND * most, d_model).reshape(ROUND, most, -1)
         changes = aligned_zeros(ROUND * most * per_word, d_model).reshape(ROUND, most * per_word, -1)
@@ -587,7 +587,7 @@ class States:
     def save(self, training: Training, seconds: float) -> None:
         """Write the state of now, then remove the earlier ones."""
         earlier = self._paths()
-        target = self.folder / f"words-{training._place():015d}"
+        target = self.folder / f"words-{training.place():015d}"
         if target in earlier:
             return
         state = {

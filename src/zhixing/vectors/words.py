@@ -14,6 +14,7 @@ vocabulary are left out, and their neighbours move together.
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -200,16 +201,16 @@ def count_words(corpus: WordCorpus, min_count: int = 5, most_words: int = MOST_W
     Where more than `most_words` distinct words are met, the rarest are forgotten as word2vec.c does, so that memory
     stays bounded; a word that comes back later is then counted too low.
     """
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     n_seen = floor = 0
     with Progress("counting words", corpus.n_bytes or None, "" if corpus.n_bytes else "characters") as progress:
         sentences = iter(corpus.sentences(progress))
         while part := list(chain.from_iterable(islice(sentences, 256))):
             n_seen += len(part)
-            _count(counts, part)
+            counts.update(part)
             while len(counts) > most_words:
                 floor += 1
-                counts = {word: count for word, count in counts.items() if count > floor}
+                counts = Counter({word: count for word, count in counts.items() if count > floor})
     if not n_seen:
         raise InputError("the text holds no words", where=_named(corpus), mend="give a text with words in it")
     kept = sorted((item for item in counts.items() if item[1] >= min_count), key=lambda item: (-item[1], item[0]))
@@ -221,13 +222,6 @@ def count_words(corpus: WordCorpus, min_count: int = 5, most_words: int = MOST_W
             mend="lower min_count, or give more text",
         )
     return Vocabulary([word for word, _ in kept], np.array([count for _, count in kept], np.int64), n_seen)
-
-
-def _count(counts: dict[str, int], words: list[str]) -> None:
-    # the compiled loop inside collections.Counter, without its class
-    from collections import _count_elements  # type: ignore[attr-defined]
-
-    _count_elements(counts, words)
 
 
 def _named(corpus: WordCorpus) -> str:
