@@ -28,6 +28,7 @@ from zhixing.tokens.ngrams import (
     EOS,
     NgramSettings,
     NgramVocabulary,
+    character_ngrams,
     learn_vocabulary,
     ngram_bucket,
     word_hash,
@@ -54,6 +55,13 @@ def test_words_by_hand() -> None:
     assert words_of("I don't", NgramSettings("spaces", lowercase=False)) == ["I", "don't", EOS]
 
 
+def test_runs_of_characters_by_hand() -> None:
+    settings = NgramSettings(min_chars=2, max_chars=3)
+    assert character_ngrams("ab", settings) == ["<a", "<ab", "ab", "ab>", "b>"]
+    assert character_ngrams("好", NgramSettings(min_chars=1, max_chars=2)) == ["<好", "好", "好>"]
+    assert character_ngrams(EOS, settings) == character_ngrams("ab", NgramSettings()) == []
+
+
 def test_hash_is_fasttexts() -> None:
     """Test vectors of FNV-1a; fastText takes bytes as signed numbers, so other than ASCII differs from FNV."""
     assert word_hash("a") == 0xE40C292C - (1 << 32)
@@ -63,9 +71,9 @@ def test_hash_is_fasttexts() -> None:
 
 
 @pytest.mark.parametrize("words", ["text", "spaces"])
-@pytest.mark.parametrize("once", [False, True])
-def test_loops_follow_the_rule(words: str, once: bool, english_text: str, chinese_text: str) -> None:
-    settings = NgramSettings(words, 3, 1000, 2, True, once)  # type: ignore[arg-type]
+@pytest.mark.parametrize("once,max_chars", [(False, 0), (True, 0), (False, 4), (True, 3)])
+def test_loops_follow_the_rule(words: str, once: bool, max_chars: int, english_text: str, chinese_text: str) -> None:
+    settings = NgramSettings(words, 3, 1000, 2, True, once, 1 if once else 2, max_chars)  # type: ignore[arg-type]
     some = [text[k : k + 700] for text in (english_text, chinese_text) for k in range(0, 7000, 700)]
     texts = TEXTS + some
     vocabulary, learnt = learn_vocabulary(texts, settings)

@@ -11,6 +11,9 @@ There are too many runs to list, so each gets the number of a bucket by a hash, 
 For example with V = 3, buckets = 10 and n = 2 the text "a b a" has the ids of a, b, a and 3 + hash(a b) mod 10,
 3 + hash(b a) mod 10. A word that the vocabulary lacks has no id, but its n-grams do.
 
+With `max_chars` each word also gives its runs of min_chars..max_chars characters, "<" and ">" set around it, by the
+first hash to the same buckets (Bojanowski et al. 2017, section 3.2): a misspelt or inflected word then still counts.
+
 What a word is ("text"): a run of letters, digits and marks, with an apostrophe between two of them (don't); a Chinese
 character or kana by itself; every other sign by itself. "spaces" is what fastText does: cut at ASCII blanks, and one
 word "</s>" at the end of each text. "rjieba" cuts Chinese into words of a dictionary (the package rjieba).
@@ -56,11 +59,13 @@ class NgramSettings:
     min_count: int = 1  # a word seen less often gets no row of its own
     lowercase: bool = True
     once: bool = False  # a feature counts once a text, however often it occurs (presence instead of frequency)
+    min_chars: int = 2  # the shortest and
+    max_chars: int = 0  # the longest run of a word's characters; none are made if 0
 
     def __post_init__(self) -> None:
         if self.words not in ("text", "spaces", "rjieba"):
             raise InputError(f"words = {self.words!r}", why="it is one of text, spaces, rjieba")
-        for name, least in (("n", 1), ("buckets", 0), ("min_count", 1)):
+        for name, least in (("n", 1), ("buckets", 0), ("min_count", 1), ("min_chars", 1), ("max_chars", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} = {getattr(self, name)}", why=f"the least is {least}")
         if self.buckets > 1 << 30:
@@ -170,6 +175,19 @@ def ngram_bucket(words: Sequence[str], buckets: int) -> int:
     for word in words:
         h = (h * 116049371 + word_hash(word)) % (1 << 64)
     return h % buckets
+
+
+def character_ngrams(word: str, settings: NgramSettings) -> list[str]:
+    """The runs of characters of a word: "ab" with 2..3 gives <a, <ab, ab, ab>, b>. A border is no run by itself."""
+    if not settings.max_chars or not settings.buckets or word == EOS:
+        return []
+    word = f"<{word}>"
+    return [
+        word[i : i + n]
+        for i in range(len(word))
+        for n in range(settings.min_chars, min(settings.max_chars, len(word) - i) + 1)
+        if n > 1 or 0 < i < len(word) - 1
+    ]
 
 
 # The same compiled.
@@ -331,11 +349,16 @@ def _expand(
     n: int,
     buckets: int,
     once: bool,
+    parts: Array,
+    part_starts: Array,
     seen: Array,
     ids: Array,
     starts: Array,
 ) -> int:
-    """The feature ids of each text from its tokens; rows[word] is a word's row or -1. -> how many ids."""
+    """The feature ids of each text from its tokens; rows[word] is a word's row or -1. -> how many ids.
+
+    parts[part_starts[w]:part_starts[w + 1]] are the buckets of a word's runs of characters; part_starts may be empty.
+    """
     count = 0
     for text in range(len(token_starts) - 1):
         begin, end = token_starts[text], token_starts[text + 1]
@@ -346,6 +369,13 @@ def _expand(
                     if once:
                         seen[ids[count]] = text + 1
                     count += 1
+            if len(part_starts) > 0:
+                for k in range(part_starts[words[i]], part_starts[words[i] + 1]):
+                    ids[count] = n_words + parts[k]
+                    if not once or seen[ids[count]] != text + 1:
+                        if once:
+                            seen[ids[count]] = text + 1
+                        count += 1
         if buckets > 0:
             for i in range(begin, end):
                 h = np.uint64(np.int64(hashes[i]))
@@ -357,6 +387,44 @@ def _expand(
                             seen[ids[count]] = text + 1
                         count += 1
         starts[text + 1] = count
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _character_buckets(
+    pool: Array,
+    begins: Array,
+    n_words: int,
+    shortest: int,
+    longest: int,
+    buckets: int,
+    parts: Array,
+    part_starts: Array,
+) -> int:
+    """The buckets of the runs of characters of each word, as `character_ngrams` orders them; -> how many."""
+    count = 0
+    for word in range(n_words):
+        size = begins[word + 1] - begins[word]
+        framed = np.empty(size + 2, np.uint8)
+        framed[0], framed[size + 1] = 60, 62  # < and >
+        framed[1 : size + 1] = pool[begins[word] : begins[word + 1]]
+        is_end = size == 4 and framed[1] == 60 and framed[2] == 47 and framed[3] == 115 and framed[4] == 62  # </s>
+        for i in range(0 if not is_end else size + 2, size + 2):
+            if framed[i] & 0xC0 == 0x80:  # inside a character
+                continue
+            h = np.uint32(2166136261)
+            n, j = 0, i
+            while j < size + 2 and n < longest:
+                h = np.uint32((h ^ np.uint32(np.int8(framed[j]))) * np.uint32(16777619))
+                j += 1
+                while j < size + 2 and framed[j] & 0xC0 == 0x80:
+                    h = np.uint32((h ^ np.uint32(np.int8(framed[j]))) * np.uint32(16777619))
+                    j += 1
+                n += 1
+                if n >= shortest and not (n == 1 and (i == 0 or j == size + 2)):
+                    parts[count] = np.int32(h % np.uint32(buckets))
+                    count += 1
+        part_starts[word + 1] = count
     return count
 
 
@@ -381,6 +449,25 @@ class _Table:
         raw = self.pool.tobytes()
         at = self.begins[: self.n_words + 1].tolist()
         return [raw[a:b].decode() for a, b in pairwise(at)]
+
+    def parts(self, settings: NgramSettings) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The buckets of each word's runs of characters, and where each word's begin; both empty if none are made."""
+        if not settings.max_chars or not settings.buckets:
+            return np.empty(0, np.int32), np.empty(0, np.int64)
+        span = max(settings.max_chars - settings.min_chars + 1, 0)
+        found = np.empty((int(self.begins[self.n_words]) + 2 * self.n_words) * span, np.int32)
+        starts = np.zeros(self.n_words + 1, np.int64)
+        count = _character_buckets(
+            self.pool,
+            self.begins,
+            self.n_words,
+            settings.min_chars,
+            settings.max_chars,
+            settings.buckets,
+            found,
+            starts,
+        )
+        return found[:count].copy(), starts
 
 
 @dataclass(frozen=True)
@@ -433,16 +520,24 @@ def _tokens(pieces: list[bytes], words: str, table: _Table, *, learn: bool) -> _
 
 
 def _features(
-    tokens: _Tokens, rows: NDArray[np.int32], n_words: int, settings: NgramSettings, seen: NDArray[np.int32]
+    tokens: _Tokens,
+    rows: NDArray[np.int32],
+    parts: tuple[NDArray[np.int32], NDArray[np.int64]],
+    n_words: int,
+    settings: NgramSettings,
+    seen: NDArray[np.int32],
 ) -> Features:
-    """Feature ids of one block; `seen` (R,) is scratch of zeros where a feature counts once."""
+    """Feature ids of one block; `seen` (R,) is scratch where a feature counts once."""
     longest = settings.n if settings.buckets else 1
-    ids = np.empty(len(tokens.words) * longest, np.int32)
+    most = len(tokens.words) * longest
+    if len(parts[1]):
+        most += int(np.diff(parts[1])[tokens.words].sum())
+    ids = np.empty(most, np.int32)
     starts = np.zeros(len(tokens.starts), np.int64)
     seen[:] = 0
     count = _expand(
-        tokens.words, tokens.hashes, tokens.starts, rows, n_words, settings.n, settings.buckets, settings.once, seen,
-        ids, starts,
+        tokens.words, tokens.hashes, tokens.starts, rows, n_words, settings.n, settings.buckets, settings.once,
+        *parts, seen, ids, starts,
     )  # fmt: skip
     return Features(ids[:count].copy(), starts)
 
@@ -492,24 +587,35 @@ class NgramVocabulary:
 
     def features(self, texts: Sequence[str], threads: int | None = None) -> Features:
         """The features of each text, in blocks of bounded size on several threads (all processors if None)."""
-        rows = np.arange(len(self.words), dtype=np.int32)
+        settings, n_words = self.settings, len(self.words)
 
         def share(part: Sequence[str]) -> Features:
-            seen = np.zeros(self.n_rows if self.settings.once else 1, np.int32)
-            return joined(
-                _features(
-                    _tokens(_encoded(block, self.settings), self.settings.words, self.table, learn=False),
-                    rows, len(self.words), self.settings, seen,
-                )
-                for block in _blocks(part)
-            )  # fmt: skip
+            seen = np.zeros(self.n_rows if settings.once else 1, np.int32)
+            found = []
+            for block in _blocks(part):
+                pieces = _encoded(block, settings)
+                if settings.max_chars:  # the characters of unknown words count too: a table of all words there are
+                    table = _Table()
+                    tokens = _tokens(pieces, settings.words, table, learn=True)
+                    rows = np.array([self.row_of.get(word, -1) for word in table.words()], np.int32)
+                else:
+                    table, rows = self.table, np.arange(n_words, dtype=np.int32)
+                    tokens = _tokens(pieces, settings.words, table, learn=False)
+                parts = table.parts(settings)
+                found.append(_features(tokens, rows, parts, n_words, settings, seen))
+            return joined(found)
 
         return joined(_on_threads(share, _shares(texts, _threads_for(texts, threads))))
 
     def feature_names(self, text: str) -> list[tuple[str, int]]:
         """Each feature of a text as a person reads it, with its row, in the order of `features`; for explanation."""
         words = words_of(text, self.settings)
-        found = [(word, self.row_of[word]) for word in words if word in self.row_of]
+        found = []
+        for word in words:
+            if word in self.row_of:
+                found.append((word, self.row_of[word]))
+            for run in character_ngrams(word, self.settings):
+                found.append((run, len(self.words) + (word_hash(run) & 0xFFFFFFFF) % self.settings.buckets))
         if self.settings.buckets:
             for i in range(len(words)):
                 for j in range(i + 2, min(i + self.settings.n, len(words)) + 1):
@@ -547,15 +653,14 @@ def learn_vocabulary(
     row = np.full(len(every), -1, np.int32)
     row[order] = np.arange(len(order), dtype=np.int32)
 
-    def expand(part: tuple[list[int], list[_Tokens]]) -> Features:
-        names, blocks = part
+    def expand(part: tuple[list[int], tuple[_Table, list[_Tokens]]]) -> Features:
+        names, (table, blocks) = part
         rows = row[np.array(names, np.int64)]
         seen = np.zeros(vocabulary.n_rows if settings.once else 1, np.int32)
-        return joined(_features(block, rows, len(vocabulary.words), settings, seen) for block in blocks)
+        runs = table.parts(settings)
+        return joined(_features(block, rows, runs, len(vocabulary.words), settings, seen) for block in blocks)
 
-    return vocabulary, joined(
-        _on_threads(expand, [(names, blocks) for names, (_, blocks) in zip(local, parts, strict=True)])
-    )
+    return vocabulary, joined(_on_threads(expand, list(zip(local, parts, strict=True))))
 
 
 def _threads_for(texts: Sequence[str], threads: int | None) -> int:
