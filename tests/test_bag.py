@@ -174,7 +174,7 @@ def test_training_is_gradient_descent_by_autograd(kind: str, start: str, rates: 
     model = BagClassifier(settings)
     with torch.no_grad():
         noise = np.random.default_rng(0).random((30, settings.d_model), dtype=np.float32)
-        model.embedding.weight.copy_(torch.from_numpy((noise * 2 - 1) / np.float32(settings.d_model)))
+        model.embedding.weight.copy_(torch.from_numpy((noise - 0.5) * (2 / settings.d_model)))
         if start == "labels":
             model.embedding.weight.zero_()
             model.head.weight.copy_(torch.eye(settings.n_labels))

@@ -427,7 +427,9 @@ def start_weights(settings: BagSettings, training: BagTraining) -> BagWeights:
     bias = np.zeros(n_labels, np.float32)
     if training.start == "random":
         noise = np.random.default_rng(training.seed).random((rows, d), dtype=np.float32)
-        return BagWeights(settings, (noise * 2 - 1) / np.float32(d), np.zeros((n_labels, d), np.float32), bias)
+        noise -= np.float32(0.5)  # in place: it is by far the largest array
+        noise *= np.float32(2 / d)
+        return BagWeights(settings, noise, np.zeros((n_labels, d), np.float32), bias)
     if d != n_labels:
         raise InputError(f"d_model = {d}", why=f'start = "labels" gives each label a column: {n_labels}')
     return BagWeights(settings, np.zeros((rows, d), np.float32), np.eye(d, dtype=np.float32), bias)

@@ -31,7 +31,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
@@ -572,13 +572,15 @@ class NgramVocabulary:
 
     def __init__(self, words: list[str], counts: NDArray[np.int64], settings: NgramSettings) -> None:
         self.words, self.counts, self.settings = words, counts, settings
-        self.row_of = {word: row for row, word in enumerate(words)}
-        if len(self.row_of) != len(words) or len(counts) != len(words):
-            raise InputError("a word occurs twice in the vocabulary, or has no count")
         self.table = _Table()
         cut = _tokens(["\n".join(words).encode()], "rjieba", self.table, learn=True)  # at blanks, nothing added
-        if self.table.n_words != len(words) or len(cut.words) != len(words):
-            raise InputError("a word of the vocabulary is empty or has a blank in it")
+        if not len(words) == len(cut.words) == self.table.n_words == len(counts):
+            raise InputError("a word of the vocabulary is empty, has a blank in it, occurs twice or has no count")
+
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """The row of each word."""
+        return {word: row for row, word in enumerate(self.words)}
 
     @property
     def n_rows(self) -> int:
