@@ -192,12 +192,8 @@ def check_encoder_with_transformers(
     folder: Path, model: Encoder, tokenizer: Tokenizer, prompts: Sequence[str]
 ) -> tuple[str, float]:
     """The same for a model that reads: ids with their ends, and hidden states or logits."""
-    classes = {
-        "none": "AutoModel",
-        "masked_lm": "AutoModelForMaskedLM",
-        "classifier": "AutoModelForSequenceClassification",
-    }
-    theirs, their_tokenizer, version = _load_with_transformers(folder, classes[model.settings.head])
+    suffix = {"none": "", "masked_lm": "ForMaskedLM", "classifier": "ForSequenceClassification"}[model.settings.head]
+    theirs, their_tokenizer, version = _load_with_transformers(folder, f"AutoModel{suffix}")
     largest = 0.0
     for prompt in prompts:
         ids = tokenizer.with_ends(tokenizer.encode(prompt))

@@ -40,6 +40,7 @@ Kind = Literal["bpe", "char", "word", "wordpiece"]
 
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 of a WordPiece vocabulary of ours
+MARK = "\ue000"  # for private use: where a word begins, while a WordPiece vocabulary is learned
 REPLACEMENT = "\ufffd"  # what an unknown character or word is shown as
 
 MAX_SAMPLE = 100_000_000  # characters that a vocabulary is learned from; beyond, a fair sample is
@@ -357,28 +358,57 @@ def _learn_words(blocks: list[str], vocab_size: int, specials: list[str]) -> tok
 
 
 def _learn_pieces(blocks: list[str], vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
-    pad, unk, cls, sep, mask = BERT_SPECIALS
-    inner = tokenizers.Tokenizer(models.WordPiece({}, unk_token=unk, max_input_chars_per_word=100))
+    """Pieces by BPE on words with a mark in front: ▁th is the piece "th", th is "##th".
+
+    The library's own WordPiece trainer gives the same text another vocabulary each time.
+    """
+    words = [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(SCRIPTS), "isolated")]
+    split = pre_tokenizers.Sequence(words)
     if lowercase:
-        inner.normalizer = normalizers.Lowercase()
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(SCRIPTS), "isolated")]
-    )
-    inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[pad, unk, cls, sep, mask],
-        limit_alphabet=(vocab_size - len(BERT_SPECIALS)) // 2,  # a letter may need two entries, x and ##x
-        min_frequency=2,
-        show_progress=False,
-    )
+        blocks = [normalizers.Lowercase().normalize_str(block) for block in blocks]
+    counts: Counter[str] = Counter()
+    for block in blocks:
+        counts.update(block)
+    letters = sorted((c for c in counts if not c.isspace() and c != MARK), key=lambda c: (-counts[c], c))
+    pieces = dict.fromkeys(BERT_SPECIALS)
+    for letter in letters[: (vocab_size - len(pieces)) // 2]:
+        stands_alone = len(split.pre_tokenize_str(letter * 2)) == 2
+        pieces |= dict.fromkeys([letter] if stands_alone else [letter, f"##{letter}"])
+
     size = sum(len(block) for block in blocks)
     if size > 1_000_000:  # takes over two seconds, in the library and so without our progress
         say(f"learning {vocab_size:,} pieces of words from {quantity(size)} characters")
-    inner.train_from_iterator(_few_words(blocks), trainer)
-    ends = [(token, inner.token_to_id(token)) for token in (cls, sep)]
+    marked = tokenizers.Tokenizer(models.BPE())
+    marked.pre_tokenizer = pre_tokenizers.Sequence(
+        [*words, pre_tokenizers.Metaspace(replacement=MARK, prepend_scheme="always", split=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size + len(letters) + 1,  # as many as may turn out to be letters that are there already
+        max_token_length=MAX_TOKEN,
+        min_frequency=2,
+        show_progress=False,
+    )
+    marked.train_from_iterator(_few_words(blocks), trainer)
+    learned = marked.get_vocab()
+    for token in sorted(learned, key=learned.__getitem__):
+        piece = token.removeprefix(MARK) if token.startswith(MARK) else f"##{token}"
+        if len(token) > 1 and len(pieces) < vocab_size:  # a token of one letter was dealt with above
+            pieces[piece] = None
+    if len(pieces) < vocab_size:
+        say(f"the text gives a vocabulary of {len(pieces):,} tokens, fewer than {vocab_size:,}")
+
+    pad, unk, cls, sep, mask = BERT_SPECIALS
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    inner = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
+    if lowercase:
+        inner.normalizer = normalizers.Lowercase()
+    inner.pre_tokenizer = split
+    inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    inner.add_special_tokens([pad, unk, cls, sep, mask])
     inner.post_processor = processors.TemplateProcessing(
-        single=f"{cls} $A {sep}", pair=f"{cls} $A {sep} $B:1 {sep}:1", special_tokens=ends
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
     )
     return inner
 
@@ -542,7 +572,8 @@ def _check_lowercase(settings: dict[str, Any], file: Path) -> None:
     normalizer, beside = settings.get("normalizer") or {}, file.parent / "tokenizer_config.json"
     if normalizer.get("type") != "BertNormalizer" or not beside.is_file():
         return
-    said = json.loads(beside.read_bytes()).get("do_lower_case")
+    given = json.loads(beside.read_bytes())  # was read before, so it is JSON
+    said = given.get("do_lower_case") if isinstance(given, dict) else None
     if isinstance(said, bool) and said != normalizer.get("lowercase"):
         raise InputError(
             f"do_lower_case = {said} contradicts tokenizer.json, whose normalizer has {normalizer.get('lowercase')}",
