@@ -200,7 +200,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             why="a folder without it is no model directory, or was not finished",
             mend="finish the run with --resume, or give another folder",
         )
-    return _read_json(folder / CONFIG)
+    return read_json(folder / CONFIG)
 
 
 def read_weights(folder: Path) -> tuple[Settings, dict[str, Tensor], dict[str, Any]]:
@@ -265,7 +265,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     if (folder / WEIGHTS).is_file():
         return {folder / WEIGHTS: None}
     if (folder / INDEX).is_file():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
+        weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError("the index has no weight_map", where=str(folder / INDEX))
         places: dict[Path, set[str] | None] = {}
@@ -342,7 +342,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise InputError("the weights are damaged", where=str(file), why=str(error)[:200]) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise InputError(f"the file is larger than {JSON_LIMIT} bytes", where=str(path))

@@ -72,7 +72,7 @@ def noise(seed: int, stream: int, samples: NDArray[np.int64], count: int) -> NDA
     """
     start = _mix(_mix(seed & _MASK) ^ (stream & _MASK))
     keys = _mix_array(samples.astype(np.uint64) ^ np.uint64(start))  # (B,)
-    places: NDArray[np.uint64] = keys[:, None] + np.arange(count, dtype=np.uint64)  # (B, count)
+    places = (keys[:, None] + np.arange(count, dtype=np.uint64)).astype(np.uint64)  # (B, count)
     bits = _mix_array(places)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

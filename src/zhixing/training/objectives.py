@@ -33,7 +33,7 @@ Objective = Callable[[nn.Module, TokenBatch], tuple[Tensor, Tensor]]
 class LinearCrossEntropy(torch.autograd.Function):
     """Sum over rows n of -log softmax(W h_n + b)[y_n], a chunk of rows at a time, gradients made on the way.
 
-    With p = softmax(W h + b), dL/d(W h + b) = p - onehot(y), so all gradients are known as soon as a chunk's logits are:
+    With p = softmax(W h + b), dL/d(W h + b) = p - onehot(y), so all gradients are known once a chunk has its logits:
     one chunk (C, V) is turned in place from logits to probabilities to gradient and never the whole (N, V) exists.
     Label smoothing e: the target is (1 - e) onehot(y) + e / V (Szegedy et al. 2016, section 7).
 
