@@ -468,7 +468,7 @@ def test_export_writes_whole_or_not_at_all(run: Path, tmp_path: Path, monkeypatc
             model.norm.weight.data += 1e-3
         return model, tokenizer, config
 
-    monkeypatch.setattr("zhixing.interchange.import_export.read_model_directory", damaged_second)
+    monkeypatch.setattr("zhixing.interchange.import_export.read_any_model", damaged_second)
     with pytest.raises(RuntimeError, match=r"norm\.weight was not read back"):
         export_model(run, tmp_path / "bad")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]

@@ -22,21 +22,24 @@ from zhixing.errors import InputError
 from zhixing.files import atomic_dir
 from zhixing.interchange.model_directory import (
     Dtype,
+    Encoder,
     Model,
     build_model,
     check_fingerprint,
-    read_model_directory,
+    read_any_model,
     read_weights,
     stored_dtype,
     write_model_directory,
 )
-from zhixing.interchange.transformers_layout import DTYPES, Settings
+from zhixing.interchange.transformers_layout import DTYPES, LabelFacts, Settings, labels_of
+from zhixing.models.bert import Bert, BertClassifier, BertMaskedLM
 from zhixing.models.lstm import LSTM
 from zhixing.progress import Progress
 from zhixing.tokens.tokenizer import Tokenizer
 
 TOLERANCE = 1e-4  # of a logit, as a share of the largest one where that is above 1
 NEW_TOKENS = 16
+VOCABULARY_ROWS = ("embedding.weight", "lm_head.weight", "encoder.embedding.weight", "bias")  # one row for each id
 PROMPTS = (
     "It is a truth universally acknowledged",
     "The cat sat on the mat, and then",
@@ -69,8 +72,9 @@ def export_model(
 
     InputError if `run` cannot be read or `out` exists; RuntimeError, and no `out`, if a check fails.
     """
-    model, tokenizer, _ = read_model_directory(run)
-    return _write_checked(out, model, tokenizer, dtype, max_shard_size, rows_cut=0)
+    model, tokenizer, config = read_any_model(run)
+    labels = labels_of(config) if isinstance(model, BertClassifier) else None
+    return _write_checked(out, model, tokenizer, dtype, max_shard_size, labels, rows_cut=0)
 
 
 def import_model(src: Path, out: Path) -> CheckReport:
@@ -87,30 +91,35 @@ def import_model(src: Path, out: Path) -> CheckReport:
     if rows_cut:
         settings, state = cut_vocabulary(settings, state, tokenizer.vocab_size)
     model = build_model(settings, state)
-    return _write_checked(out, model, tokenizer, stored_dtype(state), None, rows_cut=rows_cut)
+    labels = labels_of(config) if isinstance(model, BertClassifier) else None
+    return _write_checked(out, model, tokenizer, stored_dtype(state), None, labels, rows_cut=rows_cut)
 
 
 def cut_vocabulary(
     settings: Settings, state: Mapping[str, Tensor], vocab_size: int
 ) -> tuple[Settings, dict[str, Tensor]]:
     """The model less the embeddings and logits of ids from `vocab_size` on; the other logits stay as they were."""
-    cut = {
-        name: tensor[:vocab_size].clone() if name in ("embedding.weight", "lm_head.weight") else tensor
-        for name, tensor in state.items()
-    }
+    cut = {name: tensor[:vocab_size].clone() if name in VOCABULARY_ROWS else tensor for name, tensor in state.items()}
     return replace(settings, vocab_size=vocab_size), cut
 
 
 def _write_checked(
-    out: Path, model: Model, tokenizer: Tokenizer, dtype: Dtype, max_shard_size: int | str | None, *, rows_cut: int
+    out: Path,
+    model: Model | Encoder,
+    tokenizer: Tokenizer,
+    dtype: Dtype,
+    max_shard_size: int | str | None,
+    labels: LabelFacts | None,
+    *,
+    rows_cut: int,
 ) -> CheckReport:
     if os.path.lexists(out):
         raise InputError(f"{str(out)!r} exists", why="nothing is ever written over", mend="give a new folder")
     facts = {"kind": "model", "tokenizer_fingerprint": tokenizer.fingerprint()}
     with Progress("writing and checking", 3) as progress, atomic_dir(out, facts) as folder:
-        write_model_directory(folder, model, tokenizer, dtype=dtype, max_shard_size=max_shard_size)
+        write_model_directory(folder, model, tokenizer, dtype=dtype, max_shard_size=max_shard_size, labels=labels)
         progress.update(1)
-        again, tokenizer_again, _ = read_model_directory(folder)
+        again, tokenizer_again, _ = read_any_model(folder)
         prompts = [tokenizer.encode(text) for text in PROMPTS]
         _check_same_weights(model, again, dtype)
         if prompts != [tokenizer_again.encode(text) for text in PROMPTS]:
@@ -118,12 +127,13 @@ def _write_checked(
         progress.update(2)
         version, difference = "", 0.0
         if importlib.util.find_spec("transformers") is not None and not isinstance(model, LSTM):
-            version, difference = check_with_transformers(folder, again, tokenizer_again, PROMPTS)
+            check: Any = check_with_transformers if isinstance(again, Model) else check_encoder_with_transformers
+            version, difference = check(folder, again, tokenizer_again, PROMPTS)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     return CheckReport(out, n_parameters, dtype, len(PROMPTS), version, difference, rows_cut)
 
 
-def _check_same_weights(model: Model, again: Model, dtype: Dtype) -> None:
+def _check_same_weights(model: Model | Encoder, again: Model | Encoder, dtype: Dtype) -> None:
     """Read back bit by bit what was to be written: the weights in the files' dtype."""
     state = again.state_dict()
     for name, tensor in model.state_dict().items():
@@ -153,19 +163,7 @@ def check_with_transformers(
     RuntimeError names what differs. Two logits closer than the tolerance may change places: greedy text is compared up
     to there.
     """
-    transformers: Any = importlib.import_module("transformers")
-    try:
-        with _quiet(transformers):
-            theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
-            )
-            their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the library raises OSError, ValueError, KeyError and others
-        raise RuntimeError(f"transformers {transformers.__version__} cannot load the directory") from error
-    odd = {kind: sorted(names) for kind, names in loading.items() if names}
-    if odd:
-        raise RuntimeError(f"transformers does not find the weights that it expects: {odd}")
-    theirs = theirs.float().eval()
+    theirs, their_tokenizer, version = _load_with_transformers(folder, "AutoModelForCausalLM")
     largest = 0.0
     longest = model.settings.max_len - NEW_TOKENS
     for prompt in prompts:
@@ -186,7 +184,48 @@ def check_with_transformers(
         for place, new_id in enumerate(new_ids, len(ids) - 1):
             if other[place].max() - other[place, new_id] > tolerance:
                 raise RuntimeError(f"the greedy continuation of {prompt!r} differs between transformers and us")
-    return str(transformers.__version__), largest
+    return version, largest
+
+
+@torch.inference_mode()
+def check_encoder_with_transformers(
+    folder: Path, model: Encoder, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> tuple[str, float]:
+    """The same for a model that reads: ids with their ends, and hidden states or logits."""
+    suffix = {"none": "", "masked_lm": "ForMaskedLM", "classifier": "ForSequenceClassification"}[model.settings.head]
+    theirs, their_tokenizer, version = _load_with_transformers(folder, f"AutoModel{suffix}")
+    largest = 0.0
+    for prompt in prompts:
+        ids = tokenizer.with_ends(tokenizer.encode(prompt))
+        their_ids = their_tokenizer(prompt)["input_ids"]
+        if their_ids != ids:
+            raise RuntimeError(f"transformers gives {prompt!r} the ids {their_ids}, we {ids}")
+        one = torch.tensor([ids[: model.settings.max_len]])  # (1, T)
+        found = theirs(one)
+        other = found.last_hidden_state if isinstance(model, Bert) else found.logits
+        ours = model.logits(model(one)) if isinstance(model, BertMaskedLM) else model(one)
+        difference = (ours - other).abs().max().item()
+        if not difference <= TOLERANCE * max(1.0, ours.abs().max().item()):
+            raise RuntimeError(f"an output for {prompt!r} differs by {difference:.2g} between transformers and us")
+        largest = max(largest, difference)
+    return version, largest
+
+
+def _load_with_transformers(folder: Path, auto_class: str) -> tuple[Any, Any, str]:
+    """The model (fp32, in eval mode), the tokenizer, and the version of transformers. RuntimeError if it will not."""
+    transformers: Any = importlib.import_module("transformers")
+    try:
+        with _quiet(transformers):
+            theirs, loading = getattr(transformers, auto_class).from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
+            their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises OSError, ValueError, KeyError and others
+        raise RuntimeError(f"transformers {transformers.__version__} cannot load the directory") from error
+    odd = {kind: sorted(names) for kind, names in loading.items() if names}
+    if odd:
+        raise RuntimeError(f"transformers does not find the weights that it expects: {odd}")
+    return theirs.float().eval(), their_tokenizer, str(transformers.__version__)
 
 
 @contextlib.contextmanager

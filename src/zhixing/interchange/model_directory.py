@@ -29,6 +29,7 @@ from zhixing.errors import InputError
 from zhixing.files import MANIFEST, atomic_write, fsync_path, read_manifest, sha256_file, temporary_beside
 from zhixing.interchange.transformers_layout import (
     DTYPES,
+    LabelFacts,
     Settings,
     Shape,
     TokenizerFacts,
@@ -39,13 +40,15 @@ from zhixing.interchange.transformers_layout import (
     settings_of,
     to_layout,
 )
+from zhixing.models.bert import Bert, BertClassifier, BertMaskedLM, BertSettings
 from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.models.lstm import LSTM
 from zhixing.progress import Progress
 from zhixing.tokens.tokenizer import Tokenizer
 from zhixing.training.checkpoint import read_safetensors, write_safetensors
 
-Model = GPT | LSTM
+Model = GPT | LSTM  # what writes text
+Encoder = Bert | BertMaskedLM | BertClassifier
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -69,31 +72,35 @@ def write_model_directory(
     *,
     dtype: Dtype = "float32",
     max_shard_size: int | str | None = None,
+    labels: LabelFacts | None = None,
 ) -> None:
     """Write the model directory's files into `folder`, which may hold others and earlier ones of the same names.
 
     The caller writes the manifest, last; one from before is removed.
     The model's own dtype does not matter: the files hold `dtype`. `max_shard_size` is in bytes of tensors, or text
-    such as "200MB"; 5 GB if not given. OSError where the disk refuses.
+    such as "200MB"; 5 GB if not given. `labels` are a classifier's. OSError where the disk refuses.
     """
-    assert isinstance(model, GPT | LSTM), type(model)
+    assert isinstance(model, Model | Encoder), type(model)
     settings = model.settings
     shard_size = parse_size("5GB" if max_shard_size is None else max_shard_size)
     check_vocabulary(settings, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # until the new one stands the folder is no model
     (folder / MANIFEST).unlink(missing_ok=True)  # it speaks of the files before
-    if isinstance(settings, GPTSettings):
+    if isinstance(settings, GPTSettings | BertSettings):
         tokenizer.save(folder, model_max_length=settings.max_len)
     else:
         tokenizer.save(folder)  # an LSTM has no longest text
     eos_id, pad_id = tokenizer.eos_id, tokenizer.pad_id
-    generation = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": pad_id, "do_sample": False}
-    atomic_write(folder / GENERATION_CONFIG, _json(generation))
+    if isinstance(settings, BertSettings):  # it writes no text
+        (folder / GENERATION_CONFIG).unlink(missing_ok=True)
+    else:
+        generation = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": pad_id, "do_sample": False}
+        atomic_write(folder / GENERATION_CONFIG, _json(generation))
     tensors = {name: t.to(DTYPES[dtype]) for name, t in to_layout(model.state_dict(), settings).items()}
     _write_weights(folder, tensors, shard_size)
     facts = TokenizerFacts(eos_id=eos_id, pad_id=pad_id, fingerprint=tokenizer.fingerprint())
-    atomic_write(folder / CONFIG, _json(config_of(settings, facts, dtype)))
+    atomic_write(folder / CONFIG, _json(config_of(settings, facts, dtype, labels)))
 
 
 def parse_size(size: int | str) -> int:
@@ -162,10 +169,20 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def read_model_directory(folder: Path) -> tuple[Model, Tokenizer, dict[str, Any]]:
-    """Model (fp32, in eval mode, on the CPU), tokenizer and config.json of a folder.
+    """Model (fp32, in eval mode, on the CPU), tokenizer and config.json of a folder: a model that writes text.
 
     InputError where something is missing, of another kind, damaged or of another run.
     """
+    model, tokenizer, config = read_any_model(folder)
+    if not isinstance(model, Model):
+        raise InputError(
+            f"a {config['architectures'][0]} writes no text", where=str(folder), mend="give a gpt or an lstm"
+        )
+    return model, tokenizer, config
+
+
+def read_any_model(folder: Path) -> tuple[Model | Encoder, Tokenizer, dict[str, Any]]:
+    """The same for every family: also encoders, with or without a head, and classifiers (`labels_of(config)`)."""
     settings, state, config = read_weights(folder)
     tokenizer = Tokenizer.load(folder)
     check_vocabulary(settings, tokenizer)
@@ -184,7 +201,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             why="a folder without it is no model directory, or was not finished",
             mend="finish the run with --resume, or give another folder",
         )
-    return _read_json(folder / CONFIG)
+    return read_json(folder / CONFIG)
 
 
 def read_weights(folder: Path) -> tuple[Settings, dict[str, Tensor], dict[str, Any]]:
@@ -217,10 +234,15 @@ class _NothingDrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def build_model(settings: Settings, state: Mapping[str, Tensor]) -> Model:
+def build_model(settings: Settings, state: Mapping[str, Tensor]) -> Model | Encoder:
     """The model of these settings and weights, fp32, in eval mode. The caller has checked that they fit."""
+    model: Model | Encoder
     with torch.device("meta"), _NothingDrawn():  # no memory, no random numbers: the weights are at hand
-        model: Model = GPT(settings) if isinstance(settings, GPTSettings) else LSTM(settings)
+        if isinstance(settings, BertSettings):
+            heads: dict[str, type[Encoder]] = {"none": Bert, "masked_lm": BertMaskedLM, "classifier": BertClassifier}
+            model = heads[settings.head](settings)
+        else:
+            model = GPT(settings) if isinstance(settings, GPTSettings) else LSTM(settings)
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -258,7 +280,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     if (folder / WEIGHTS).is_file():
         return {folder / WEIGHTS: None}
     if (folder / INDEX).is_file():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
+        weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError("the index has no weight_map", where=str(folder / INDEX))
         places: dict[Path, set[str] | None] = {}
@@ -335,7 +357,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         raise InputError("the weights are damaged", where=str(file), why=str(error)[:200]) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise InputError(f"the file is larger than {JSON_LIMIT} bytes", where=str(path))

@@ -11,6 +11,7 @@ file make which parameter of ours, and whether it is stored transposed; everythi
 
 The two halves of a head turn against one another in rotary positions (channel i with i + K/2), in our models as in
 theirs, so no channel is moved. The LSTM has no class there: it is stored under our own model_type, `zhixing_lstm`.
+bert and distilbert have one table for the encoder and one more for each head; config.json's `architectures` says which.
 
 A config.json is somebody's word, so nothing is imported or built by its names: the model types are a literal table, a
 key that we do not know is an error, and so is a value that our arithmetic does not have.
@@ -27,10 +28,11 @@ import torch
 from torch import Tensor
 
 from zhixing.errors import InputError
+from zhixing.models.bert import BertSettings
 from zhixing.models.gpt import GPTSettings
 from zhixing.models.lstm import LSTMSettings
 
-Settings = GPTSettings | LSTMSettings
+Settings = GPTSettings | LSTMSettings | BertSettings
 Shape = tuple[int, ...]
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,7 +41,25 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "zhixing_lstm": "ZhixingLSTM",
+    "bert": "BertModel",
+    "distilbert": "DistilBertModel",
 }
+Head = Literal["none", "masked_lm", "classifier"]
+HEADS: dict[str, dict[str, Head]] = {  # of each architecture; the first with a head is what is written for it
+    "bert": {
+        "BertModel": "none",
+        "BertForMaskedLM": "masked_lm",
+        "BertForSequenceClassification": "classifier",
+        "BertForPreTraining": "masked_lm",  # its second head, next sentences, is passed over
+    },
+    "distilbert": {
+        "DistilBertModel": "none",
+        "DistilBertForMaskedLM": "masked_lm",
+        "DistilBertForSequenceClassification": "classifier",
+    },
+}
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+PROBLEM_TYPES: tuple[ProblemType, ...] = ("single_label_classification", "multi_label_classification", "regression")
 
 
 @dataclass(frozen=True)
@@ -49,6 +69,14 @@ class TokenizerFacts:
     eos_id: int
     pad_id: int | None
     fingerprint: str
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """What config.json says about a classifier's outputs: the label of each, and what kind of answer they are."""
+
+    names: tuple[str, ...]
+    problem_type: ProblemType
 
 
 @dataclass(frozen=True)
@@ -67,6 +95,8 @@ def layout_rows(settings: Settings) -> list[LayoutRow]:
     """The table of a model: each of its parameters, and where a file of its layout holds it. Tied tensors come once."""
     if isinstance(settings, LSTMSettings):
         return _lstm_rows(settings)
+    if isinstance(settings, BertSettings):
+        return _bert_rows(settings)
     return _gpt2_rows(settings) if settings.layout == "gpt2" else _modern_rows(settings)
 
 
@@ -144,7 +174,66 @@ def _lstm_rows(s: LSTMSettings) -> list[LayoutRow]:
     return rows + _head_rows(s)
 
 
-def _head_rows(s: Settings) -> list[LayoutRow]:
+# Names of ours in the encoder and in a block, and those of the two layouts.
+BERT_NAMES: dict[str, tuple[str, str]] = {
+    "embedding_norm": ("embeddings.LayerNorm", "embeddings.LayerNorm"),
+    "layers": ("encoder.layer", "transformer.layer"),
+    "attention.q": ("attention.self.query", "attention.q_lin"),
+    "attention.k": ("attention.self.key", "attention.k_lin"),
+    "attention.v": ("attention.self.value", "attention.v_lin"),
+    "attention.out": ("attention.output.dense", "attention.out_lin"),
+    "attention_norm": ("attention.output.LayerNorm", "sa_layer_norm"),
+    "feed_forward.up": ("intermediate.dense", "ffn.lin1"),
+    "feed_forward.down": ("output.dense", "ffn.lin2"),
+    "feed_forward_norm": ("output.LayerNorm", "output_layer_norm"),
+    "transform": ("cls.predictions.transform.dense", "vocab_transform"),
+    "transform_norm": ("cls.predictions.transform.LayerNorm", "vocab_layer_norm"),
+    "bias": ("cls.predictions.bias", "vocab_projector.bias"),
+}
+
+
+def _bert_rows(s: BertSettings) -> list[LayoutRow]:
+    d, f, v = s.d_model, s.d_ff, s.vocab_size
+    column = 0 if s.layout == "bert" else 1
+    named = {ours: names[column] for ours, names in BERT_NAMES.items()}
+    mine, theirs = ("", "") if s.head == "none" else ("encoder.", f"{s.layout}.")
+
+    def both(ours: str, stored: str, *shape: int) -> list[LayoutRow]:
+        """A weight and its bias, which has the weight's rows."""
+        return [_one(f"{ours}.weight", f"{stored}.weight", *shape), _one(f"{ours}.bias", f"{stored}.bias", shape[0])]
+
+    rows = [
+        _one(f"{mine}embedding.weight", f"{theirs}embeddings.word_embeddings.weight", v, d),
+        _one(f"{mine}positions.weight", f"{theirs}embeddings.position_embeddings.weight", s.max_len, d),
+    ]
+    if s.layout == "bert":
+        stored = f"{theirs}embeddings.token_type_embeddings.weight"
+        rows.append(_one(f"{mine}types.weight", stored, s.type_vocab_size, d))
+    rows += both(f"{mine}embedding_norm", theirs + named["embedding_norm"], d)
+    for i in range(s.n_layers):
+        block, layer = f"{mine}blocks.{i}", f"{theirs}{named['layers']}.{i}"
+        for kind, shape in (("weight", (d, d)), ("bias", (d,))):
+            parts = tuple((f"{layer}.{named[f'attention.{part}']}.{kind}", shape) for part in "qkv")
+            rows.append(LayoutRow(f"{block}.attention.qkv.{kind}", parts))
+        rows += both(f"{block}.attention.out", f"{layer}.{named['attention.out']}", d, d)
+        rows += both(f"{block}.attention_norm", f"{layer}.{named['attention_norm']}", d)
+        rows += both(f"{block}.feed_forward.up", f"{layer}.{named['feed_forward.up']}", f, d)
+        rows += both(f"{block}.feed_forward.down", f"{layer}.{named['feed_forward.down']}", d, f)
+        rows += both(f"{block}.feed_forward_norm", f"{layer}.{named['feed_forward_norm']}", d)
+    if s.layout == "bert" and s.head != "masked_lm":
+        rows += both(f"{mine}pooler", f"{theirs}pooler.dense", d, d)
+    if s.head == "masked_lm":
+        rows += both("transform", named["transform"], d, d)
+        rows += both("transform_norm", named["transform_norm"], d)
+        rows.append(_one("bias", named["bias"], v))
+    if s.head == "classifier":
+        if s.layout == "distilbert":
+            rows += both("pre_classifier", "pre_classifier", d, d)
+        rows += both("classifier", "classifier", s.n_labels, d)
+    return rows
+
+
+def _head_rows(s: GPTSettings | LSTMSettings) -> list[LayoutRow]:
     return [] if s.tie_embeddings else [_one("lm_head.weight", "lm_head.weight", s.vocab_size, s.d_model)]
 
 
@@ -157,7 +246,7 @@ def to_layout(state: Mapping[str, Tensor], settings: Settings) -> dict[str, Tens
     """Our state dict -> the tensors of a file: contiguous, each of its own memory, tied ones once."""
     rows = layout_rows(settings)
     left = set(state) - {row.ours for row in rows}
-    if settings.tie_embeddings:
+    if not isinstance(settings, BertSettings) and settings.tie_embeddings:
         left.discard("lm_head.weight")
     assert not left, f"parameters without a place in the layout: {sorted(left)}"
     tensors = {}
@@ -181,13 +270,13 @@ def from_layout(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> tuple[
     check_shapes({name: tuple(tensor.shape) for name, tensor in tensors.items()}, settings)
     for name in list(tensors):
         tensors[canonical_name(name, settings)] = tensors.pop(name)
-    if settings.tie_embeddings and "lm_head.weight" in tensors:
-        (embedding, _), *_ = layout_rows(settings)[0].stored
-        if not torch.equal(tensors["lm_head.weight"], tensors[embedding]):
+    for copy, original in tied_copies(settings).items():
+        if copy in tensors and not torch.equal(tensors[copy], tensors[original]):
+            what = "the embeddings" if original.endswith("weight") else original
             raise InputError(
-                "lm_head.weight differs from the embeddings, while the config says that they are tied",
+                f"{copy} differs from {what}, while the config says that they are tied",
                 where="config.json, tie_word_embeddings",
-                mend="set tie_word_embeddings to false",
+                mend="" if isinstance(settings, BertSettings) else "set tie_word_embeddings to false",
             )
     state = {}
     for row in layout_rows(settings):
@@ -199,8 +288,34 @@ def from_layout(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> tuple[
     return settings, state
 
 
+def tied_copies(settings: Settings) -> dict[str, str]:
+    """Tensors that a file may hold though they are another one: the copy's name, and whose copy it is."""
+    (embedding, _), *_ = layout_rows(settings)[0].stored
+    if isinstance(settings, BertSettings):
+        if settings.head != "masked_lm":
+            return {}
+        if settings.layout == "distilbert":
+            return {"vocab_projector.weight": embedding}
+        return {
+            "cls.predictions.decoder.weight": embedding,
+            "cls.predictions.decoder.bias": BERT_NAMES["bias"][0],
+        }
+    return {"lm_head.weight": embedding} if settings.tie_embeddings else {}
+
+
+def is_passed_over(name: str, settings: Settings) -> bool:
+    """What a file of BertForPreTraining holds beside the masked model: the head for next sentences."""
+    is_masked_bert = isinstance(settings, BertSettings) and (settings.layout, settings.head) == ("bert", "masked_lm")
+    return is_masked_bert and name.startswith(("bert.pooler.dense.", "cls.seq_relationship."))
+
+
 def canonical_name(name: str, settings: Settings) -> str:
-    """The name of a tensor as the layout has it: OpenAI's own gpt2 files leave the first word out."""
+    """The name of a tensor as the layout has it.
+
+    OpenAI's own gpt2 files leave the first word out; Google's bert files call a norm's weight and bias gamma and beta.
+    """
+    if isinstance(settings, BertSettings):
+        return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     if (
         isinstance(settings, GPTSettings)
         and settings.layout == "gpt2"
@@ -212,7 +327,7 @@ def canonical_name(name: str, settings: Settings) -> str:
 
 def is_buffer(name: str) -> bool:
     """Tables that older files hold beside the weights, and that follow from the settings."""
-    return name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"))
+    return name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq", "embeddings.position_ids"))
 
 
 def check_shapes(found: Mapping[str, Shape], settings: Settings) -> None:
@@ -225,9 +340,12 @@ def check_shapes(found: Mapping[str, Shape], settings: Settings) -> None:
             why="under its name and under OpenAI's",
             mend="leave one of the two in the file",
         )
-    found = {canonical_name(name, settings): shape for name, shape in found.items() if not is_buffer(name)}
-    if settings.tie_embeddings and "lm_head.weight" in found:
-        expected["lm_head.weight"] = (settings.vocab_size, settings.d_model)
+    found = {
+        canonical_name(name, settings): shape
+        for name, shape in found.items()
+        if not is_buffer(name) and not is_passed_over(name, settings)
+    }
+    expected |= {copy: expected[original] for copy, original in tied_copies(settings).items() if copy in found}
     missing, unknown = [n for n in expected if n not in found], [n for n in found if n not in expected]
     if missing or unknown:
         counts = " and ".join(
@@ -252,10 +370,18 @@ def model_type_of(settings: Settings) -> str:
 
 
 def config_of(
-    settings: Settings, tokenizer: TokenizerFacts, dtype: Literal["float32", "bfloat16", "float16"]
+    settings: Settings,
+    tokenizer: TokenizerFacts,
+    dtype: Literal["float32", "bfloat16", "float16"],
+    labels: LabelFacts | None = None,
 ) -> dict[str, Any]:
-    """config.json of a model. `zhixing` holds what is ours: other tools pass over it."""
+    """config.json of a model. `zhixing` holds what is ours: other tools pass over it.
+
+    `labels` are a classifier's; if not given they are LABEL_0, LABEL_1, ... as in transformers.
+    """
     model_type = model_type_of(settings)
+    if isinstance(settings, BertSettings):
+        return _bert_config(settings, tokenizer, dtype, labels)
     config: dict[str, Any] = {"architectures": [ARCHITECTURES[model_type]], "model_type": model_type}
     if isinstance(settings, LSTMSettings):
         config |= {
@@ -307,6 +433,54 @@ def config_of(
     }
 
 
+def _bert_config(s: BertSettings, tokenizer: TokenizerFacts, dtype: str, labels: LabelFacts | None) -> dict[str, Any]:
+    architecture = next(name for name, head in HEADS[s.layout].items() if head == s.head)
+    config: dict[str, Any] = {"architectures": [architecture], "model_type": s.layout}
+    if s.layout == "bert":
+        config |= {
+            "hidden_size": s.d_model,
+            "num_hidden_layers": s.n_layers,
+            "num_attention_heads": s.n_heads,
+            "intermediate_size": s.d_ff,
+            "hidden_act": "gelu",
+            "max_position_embeddings": s.max_len,
+            "type_vocab_size": s.type_vocab_size,
+            "hidden_dropout_prob": s.dropout,
+            "attention_probs_dropout_prob": s.dropout,
+            "layer_norm_eps": s.norm_eps,
+            "position_embedding_type": "absolute",
+        }
+    else:
+        config |= {
+            "dim": s.d_model,
+            "n_layers": s.n_layers,
+            "n_heads": s.n_heads,
+            "hidden_dim": s.d_ff,
+            "activation": "gelu",
+            "max_position_embeddings": s.max_len,
+            "dropout": s.dropout,
+            "attention_dropout": s.dropout,
+            "seq_classif_dropout": s.dropout,
+            "sinusoidal_pos_embds": False,
+        }
+    if s.head == "classifier":
+        kind: ProblemType = "regression" if s.n_labels == 1 else "single_label_classification"
+        labels = labels or LabelFacts(tuple(f"LABEL_{i}" for i in range(s.n_labels)), kind)
+        assert len(labels.names) == len(set(labels.names)) == s.n_labels, labels
+        config |= {
+            "id2label": {str(i): name for i, name in enumerate(labels.names)},
+            "label2id": {name: i for i, name in enumerate(labels.names)},
+            "problem_type": labels.problem_type,
+        }
+    return config | {
+        "vocab_size": s.vocab_size,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_id,
+        "dtype": dtype,
+        "zhixing": {"tokenizer_fingerprint": tokenizer.fingerprint},
+    }
+
+
 # Keys whose value changes nothing in the arithmetic of a causal model.
 INERT_KEYS = frozenset(
     {
@@ -344,6 +518,20 @@ ONLY_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
         "sliding_window": (None,),
     },
     "zhixing_lstm": {},
+    "bert": {
+        "hidden_act": ("gelu",),
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        "chunk_size_feed_forward": (0,),
+    },
+    "distilbert": {
+        "activation": ("gelu",),
+        "sinusoidal_pos_embds": (False,),
+        "is_decoder": (False,),
+        "tie_weights_": (True,),
+        "chunk_size_feed_forward": (0,),
+    },
 }
 
 MODERN_KEYS = frozenset(
@@ -359,6 +547,21 @@ READ_KEYS: dict[str, frozenset[str]] = {
     "llama": MODERN_KEYS,
     "qwen3": MODERN_KEYS | {"layer_types"},
     "zhixing_lstm": frozenset({"hidden_size", "num_hidden_layers", "max_position_embeddings", "dropout"}),
+    "bert": frozenset(
+        {
+            *("hidden_size", "intermediate_size", "num_hidden_layers", "max_position_embeddings"),
+            *("num_attention_heads", "type_vocab_size", "layer_norm_eps", "hidden_dropout_prob"),
+            *("attention_probs_dropout_prob", "classifier_dropout"),  # we have one dropout
+            *("directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"),
+            *("pooler_size_per_head", "pooler_type"),  # these and the line above: nothing reads them, files have them
+        }
+    ),
+    "distilbert": frozenset(
+        {
+            *("dim", "hidden_dim", "n_layers", "n_heads", "max_position_embeddings", "dropout"),
+            *("qa_dropout", "seq_classif_dropout"),
+        }
+    ),
 }
 
 # What no honest file of ours exceeds; a larger number would take memory before the weights could contradict it.
@@ -384,6 +587,10 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
             dropout=_number(config, "dropout", 0.0, below=1.0),
             tie_embeddings=_flag(config, "tie_word_embeddings", default=True),
         )
+    if model_type == "bert":
+        return _bert_settings(config)
+    if model_type == "distilbert":
+        return _distilbert_settings(config)
     return _gpt2_settings(config) if model_type == "gpt2" else _modern_settings(config, model_type)
 
 
@@ -428,6 +635,89 @@ def _gpt2_settings(config: Mapping[str, Any]) -> GPTSettings:
         tie_embeddings=_flag(config, "tie_word_embeddings", default=True),
         norm_eps=_number(config, "layer_norm_epsilon", 1e-5, below=1.0),
     )
+
+
+def _bert_settings(config: Mapping[str, Any]) -> BertSettings:
+    d_model, n_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
+    _divides(n_heads, d_model, "num_attention_heads", "hidden_size")
+    head = _head(config, "bert")
+    return BertSettings(
+        layout="bert",
+        vocab_size=_size(config, "vocab_size"),
+        d_model=d_model,
+        n_layers=_size(config, "num_hidden_layers", largest=LARGEST["n_layers"]),
+        n_heads=n_heads,
+        d_ff=_size(config, "intermediate_size"),
+        max_len=_size(config, "max_position_embeddings", largest=LARGEST["max_len"]),
+        type_vocab_size=_size(config, "type_vocab_size"),
+        dropout=_number(config, "hidden_dropout_prob", 0.1, below=1.0),
+        norm_eps=_number(config, "layer_norm_eps", 1e-12, below=1.0),
+        n_labels=len(labels_of(config).names) if head == "classifier" else 0,
+        head=head,
+    )
+
+
+def _distilbert_settings(config: Mapping[str, Any]) -> BertSettings:
+    d_model, n_heads = _size(config, "dim"), _size(config, "n_heads")
+    _divides(n_heads, d_model, "n_heads", "dim")
+    head = _head(config, "distilbert")
+    return BertSettings(
+        layout="distilbert",
+        vocab_size=_size(config, "vocab_size"),
+        d_model=d_model,
+        n_layers=_size(config, "n_layers", largest=LARGEST["n_layers"]),
+        n_heads=n_heads,
+        d_ff=_size(config, "hidden_dim"),
+        max_len=_size(config, "max_position_embeddings", largest=LARGEST["max_len"]),
+        type_vocab_size=0,
+        dropout=_number(config, "dropout", 0.1, below=1.0),
+        n_labels=len(labels_of(config).names) if head == "classifier" else 0,
+        head=head,
+    )
+
+
+def _head(config: Mapping[str, Any], model_type: str) -> Head:
+    """Which head the file has, by its architecture."""
+    given, known = config.get("architectures"), HEADS[model_type]
+    if not isinstance(given, list) or len(given) != 1 or given[0] not in known:
+        raise InputError(
+            f"architectures = {given!r} is not supported",
+            where="config.json, architectures",
+            mend=f"one of {', '.join(known)}, in brackets",
+        )
+    if known[given[0]] == "masked_lm" and not _flag(config, "tie_word_embeddings", default=True):
+        raise InputError(
+            "tie_word_embeddings = False is not supported",
+            where="config.json, tie_word_embeddings",
+            why="a masked model's decoder is the word embedding here",
+        )
+    return known[given[0]]
+
+
+def labels_of(config: Mapping[str, Any]) -> LabelFacts:
+    """The labels of a classifier's outputs, as config.json names them; LABEL_0 and LABEL_1 where it has none.
+
+    InputError where id2label has gaps or names a label twice, where label2id says otherwise, or the kind of answer is
+    unknown. One output without a kind is a regression, several are a choice of one, as in transformers.
+    """
+    given = config.get("id2label")
+    if given is None:
+        given = {"0": "LABEL_0", "1": "LABEL_1"}
+    if not isinstance(given, dict) or not given or set(map(str, given)) != {str(i) for i in range(len(given))}:
+        raise InputError("id2label must name the outputs 0, 1, 2, ...", where="config.json, id2label")
+    names = tuple({str(key): name for key, name in given.items()}[str(i)] for i in range(len(given)))
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InputError("id2label must give each output a name of its own", where="config.json, id2label")
+    if (back := config.get("label2id")) is not None and back != {name: i for i, name in enumerate(names)}:
+        raise InputError("label2id does not say the same as id2label", where="config.json, label2id")
+    problem_type = config.get("problem_type") or ("regression" if len(names) == 1 else "single_label_classification")
+    if problem_type not in PROBLEM_TYPES:
+        raise InputError(
+            f"problem_type = {problem_type!r} is not known",
+            where="config.json, problem_type",
+            mend=f"one of {', '.join(PROBLEM_TYPES)}",
+        )
+    return LabelFacts(names, problem_type)
 
 
 def _modern_settings(config: Mapping[str, Any], model_type: str) -> GPTSettings:

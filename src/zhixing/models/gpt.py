@@ -16,6 +16,7 @@ Shapes: B rows, T tokens, D d_model, V vocab_size, K head size.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -47,6 +48,17 @@ class GPTSettings:
     tie_embeddings: bool = True
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
+
+
+def layer_of(name: str, settings: GPTSettings) -> int:
+    """How deep a parameter stands: embeddings 0, blocks 1 .. n_layers, what follows them n_layers + 1.
+
+    For learning rates that fall with depth (Howard & Ruder 2018, section 3.2) and for freezing from below. A model that
+    holds the GPT inside may put its name before: "gpt.blocks.0.attention.out.weight" -> 1.
+    """
+    if block := re.search(r"(?:^|\.)blocks\.(\d+)\.", name):
+        return int(block[1]) + 1
+    return 0 if re.search(r"(?:^|\.)(?:embedding|positions)\.", name) else settings.n_layers + 1
 
 
 class Decoder(Protocol):

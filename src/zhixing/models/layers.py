@@ -231,6 +231,41 @@ def _causal_mask(positions: Tensor, seen: int) -> Tensor:
     return torch.arange(seen, device=positions.device) <= positions[..., None]
 
 
+class BidirectionalAttention(nn.Module):
+    """softmax(Q K^T / sqrt(K)) V over all real tokens, earlier and later (Vaswani et al. 2017, eq. 1)."""
+
+    def __init__(self, d_model: int, n_heads: int, *, dropout: float) -> None:
+        super().__init__()
+        self.n_heads, self.head_size, self.dropout = n_heads, d_model // n_heads, dropout
+        self.qkv = JoinedLinear(d_model, (d_model, d_model, d_model), bias=True)
+        self.out = Linear(d_model, d_model)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K) each of x (B, T, D)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, self.head_size))  # (B, T, 3, H, K)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, T, D) -> (B, T, D); mask (B, 1, 1, T), True = may be looked at, or None where all may."""
+        q, k, v = self.heads(x)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # (B, H, T, K)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def weights(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """How much each token (the row) takes from each (the column): (B, H, T, T), rows sum to 1.
+
+        The naive path, for looking at: `forward` never has them.
+        """
+        q, k, _ = self.heads(x)
+        scores = q @ k.transpose(-1, -2) / self.head_size**0.5  # (B, H, T, T)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights: Tensor = scores.float().softmax(dim=-1)
+        return weights
+
+
 class SwiGLU(nn.Module):
     """W_down (silu(W_gate x) * W_up x) (Shazeer 2020, eq. 6); gate and up are one product."""
 
@@ -245,12 +280,13 @@ class SwiGLU(nn.Module):
 
 
 class GELUFeedForward(nn.Module):
-    """W_down gelu(W_up x), with biases; GPT-2's tanh form of gelu (Hendrycks & Gimpel 2016)."""
+    """W_down gelu(W_up x), with biases (Hendrycks & Gimpel 2016): GPT-2's tanh form of gelu, or BERT's exact one."""
 
-    def __init__(self, d_model: int, d_ff: int) -> None:
+    def __init__(self, d_model: int, d_ff: int, *, exact: bool = False) -> None:
         super().__init__()
         self.up = Linear(d_model, d_ff)
         self.down = Linear(d_ff, d_model)
+        self.form = "none" if exact else "tanh"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.down(F.gelu(self.up(x), approximate=self.form))  # type: ignore[no-any-return]

@@ -64,6 +64,19 @@ def permute_array(indices: NDArray[np.int64], n: int, seed: int, epoch: int) -> 
     return result.astype(np.int64)
 
 
+def noise(seed: int, stream: int, samples: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """`count` uniform numbers in [0, 1) for each sample (B,) -> (B, count): a hash of seed, stream, sample and place.
+
+    For what is drawn anew for every sample, as masking: no state, the same in any batch. `stream` tells apart the
+    draws of one sample that must not depend on one another.
+    """
+    start = _mix(_mix(seed & _MASK) ^ (stream & _MASK))
+    keys = _mix_array(samples.astype(np.uint64) ^ np.uint64(start))  # (B,)
+    places = (keys[:, None] + np.arange(count, dtype=np.uint64)).astype(np.uint64)  # (B, count)
+    bits = _mix_array(places)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def _sides(n: int) -> tuple[int, int]:
     """a, b with a·b >= n and a·b - n < a."""
     a = math.isqrt(n - 1) + 1 if n > 1 else 1

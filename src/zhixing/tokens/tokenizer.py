@@ -1,13 +1,18 @@
-"""Text to ids and back: byte-level BPE, characters or words, on the `tokenizers` library.
+"""Text to ids and back: byte-level BPE, characters, words or WordPiece, on the `tokenizers` library.
 
 Byte-level BPE (Sennrich et al. 2016; on bytes: Radford et al. 2019) starts from the 256 bytes and joins, again and
 again, the pair of neighbours that is most frequent inside words; "words" are what GPT-2's regular expression cuts.
 Any text has ids and comes back exactly. `char` gives each Unicode character an id, `word` each word, space and
 punctuation mark; both come back exactly as far as they are known, and know one unknown token.
 
+WordPiece (Schuster & Nakajima 2012; Devlin et al. 2019) is for models that read and do not write: blanks are dropped,
+a word is cut greedily into the longest pieces that are known, "unhappy" -> un ##happy, and a text stands between
+[CLS] and [SEP]. `with_ends` puts them there.
+
 What differs from common practice: text of a special token ("<|endoftext|>") inside a person's text is ordinary
 text, here and, through `split_special_tokens` in tokenizer_config.json, in transformers; control tokens exist as
-ids only. No normalizer is inside: cleaning is a matter of the text, and done once.
+ids only. No normalizer is inside: cleaning is a matter of the text, and done once. (WordPiece may lowercase, if asked
+to; and what a file of others normalizes belongs to that file, and stays.)
 """
 
 from __future__ import annotations
@@ -18,21 +23,24 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from zhixing.errors import InputError
 from zhixing.files import atomic_write
 from zhixing.progress import Progress, quantity, say
 
-Kind = Literal["bpe", "char", "word"]
+Kind = Literal["bpe", "char", "word", "wordpiece"]
 
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 of a WordPiece vocabulary of ours
+MARK = "\ue000"  # for private use: where a word begins, while a WordPiece vocabulary is learned
 REPLACEMENT = "\ufffd"  # what an unknown character or word is shown as
 
 MAX_SAMPLE = 100_000_000  # characters that a vocabulary is learned from; beyond, a fair sample is
@@ -42,6 +50,8 @@ MAX_RUN = 16  # characters: longer runs of one kind are cut for training, else 5
 MAX_TOKEN = 48  # bytes of one token, 16 Chinese characters
 MAX_PIECE = 1 << 18  # characters of a document that are encoded as one
 BATCH = 1 << 21  # characters given to all cores together, about 200 MB of memory
+
+SCRIPTS = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"  # written without spaces
 
 # A word with inner apostrophes; one character of a script without spaces; one space; one of anything else.
 WORDS = (
@@ -61,14 +71,26 @@ FINGERPRINT_TEXT = (
 class Tokenizer:
     """A trained tokenizer; `train_tokenizer` and `Tokenizer.load` make one.
 
-    kind         "bpe" (byte-level), "char" or "word"
+    kind         "bpe" (byte-level), "char", "word" or "wordpiece"
     vocab_size   the least number that is above every id
-    eos_id       ends a document and begins a text (bos)
+    eos_id       ends a document and begins a text (bos); [SEP] of a WordPiece
     pad_id       fills up what is no text
     unk_id       the unknown character or word; None for bpe, which knows every byte
+    cls_id, sep_id, mask_id   [CLS], [SEP] and [MASK] of a WordPiece, else None
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, kind: Kind, eos: str, pad: str, unk: str | None = None) -> None:
+    def __init__(
+        self,
+        inner: tokenizers.Tokenizer,
+        kind: Kind,
+        eos: str,
+        pad: str,
+        unk: str | None = None,
+        *,
+        cls: str | None = None,
+        sep: str | None = None,
+        mask: str | None = None,
+    ) -> None:
         self._inner = inner
         inner.no_truncation()
         inner.no_padding()
@@ -78,6 +100,8 @@ class Tokenizer:
         ids: dict[str, int] = inner.get_vocab(with_added_tokens=True)
         self.eos_id, self.pad_id = ids[eos], ids[pad]
         self.unk_id = None if unk is None else ids[unk]
+        self.cls, self.sep, self.mask = cls, sep, mask
+        self.cls_id, self.sep_id, self.mask_id = (None if token is None else ids[token] for token in (cls, sep, mask))
         self.vocab_size = max(ids.values()) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -92,6 +116,21 @@ class Tokenizer:
             if last:
                 found.append([])
         return found[:-1]
+
+    def with_ends(self, ids: list[int]) -> list[int]:
+        """`ids` with what the tokenizer puts around a text: [CLS] ids [SEP] for WordPiece, nothing for ours else.
+
+        What transformers' tokenizer gives by itself. A text that must fit n tokens is cut to n - len(with_ends([])).
+        """
+        before, after = self._ends
+        return [*before, *ids, *after]
+
+    @functools.cached_property
+    def _ends(self) -> tuple[list[int], list[int]]:
+        bare = self._inner.encode("a", add_special_tokens=False).ids
+        whole = self._inner.encode("a", add_special_tokens=True).ids
+        place = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+        return whole[:place], whole[place + len(bare) :]
 
     def encode_stream(self, texts: Iterable[str]) -> Iterator[tuple[list[int], bool]]:
         """Ids of each text in one part or, if it is long, several, and whether it ends with this part.
@@ -123,9 +162,10 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`. Special tokens stand for no text; broken UTF-8 becomes U+FFFD, as in Python's decoder.
 
-        An id outside 0 .. vocab_size - 1 is an InputError.
+        WordPiece has dropped the blanks, so they are guessed. An id outside 0 .. vocab_size - 1 is an InputError.
         """
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        text = b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self.kind == "wordpiece" else text
 
     def token_bytes(self, id: int) -> bytes:  # noqa: A002
         """The UTF-8 bytes that a token stands for; may end in the midst of a character. Special tokens: none."""
@@ -143,12 +183,12 @@ class Tokenizer:
 
         `model_max_length` is the model's context in tokens.
         """
+        named = {"unk_token": self.unk, "cls_token": self.cls, "sep_token": self.sep, "mask_token": self.mask}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": self.eos,
-            "eos_token": self.eos,
+            **({} if self.kind == "wordpiece" else {"bos_token": self.eos, "eos_token": self.eos}),
             "pad_token": self.pad,
-            **({} if self.unk is None else {"unk_token": self.unk}),
+            **{name: token for name, token in named.items() if token is not None},
             "model_max_length": model_max_length,
             "clean_up_tokenization_spaces": False,
             "split_special_tokens": True,
@@ -158,9 +198,10 @@ class Tokenizer:
 
     @staticmethod
     def load(path: Path | str) -> Tokenizer:
-        """Read a run folder, or a tokenizer.json and the settings beside it: our own, or byte-level ones of others.
+        """Read a run folder, or a tokenizer.json and the settings beside it: our own, or of others.
 
-        GPT-2, Qwen and Llama 3 are such. What is missing, broken or of another kind is an InputError.
+        Of others: byte-level BPE, as GPT-2, Qwen and Llama 3 have, and WordPiece, as BERT and DistilBERT have. What is
+        missing, broken or of another kind is an InputError.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -176,6 +217,9 @@ class Tokenizer:
         except Exception as error:  # the library raises no narrower class
             raise InputError("the tokenizer cannot be read", where=str(file), why=str(error)) from None
         special = _special_names(file.parent)
+        if kind == "wordpiece":
+            _check_lowercase(settings, file)
+            return _wordpiece(inner, special, names, file)
         eos = next((name for name in (special.get("eos_token"), EOS, "<|end_of_text|>", "</s>") if name in names), None)
         if eos is None:
             raise InputError(
@@ -193,7 +237,9 @@ class Tokenizer:
     @functools.cached_property
     def _fingerprint(self) -> str:
         vocab = sorted(self._inner.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
-        facts = [self.kind, self.eos_id, self.pad_id, self.encode(FINGERPRINT_TEXT), vocab]
+        facts: list[Any] = [self.kind, self.eos_id, self.pad_id, self.encode(FINGERPRINT_TEXT), vocab]
+        if self.kind == "wordpiece":
+            facts += [self.with_ends([]), self.mask_id]
         return hashlib.sha256(json.dumps(facts, ensure_ascii=True).encode()).hexdigest()
 
     @functools.cached_property
@@ -209,6 +255,8 @@ class Tokenizer:
                 found[i] = b"" if added[i].special else token.encode()
             elif self.kind == "bpe" and all(character in table for character in token):
                 found[i] = bytes(table[character] for character in token)
+            elif self.kind == "wordpiece":
+                found[i] = _piece_text(token, self._inner.model.continuing_subword_prefix).encode()
             else:
                 found[i] = token.encode()
         return found
@@ -247,23 +295,30 @@ def auto_vocab_size(total_bytes: int) -> int:
     return min(max(round(2.048 * math.sqrt(max(total_bytes, 0)) / 64) * 64, 512), 16384)
 
 
-def train_tokenizer(documents: Iterable[str], kind: Kind, vocab_size: int) -> Tokenizer:
+def train_tokenizer(documents: Iterable[str], kind: Kind, vocab_size: int, *, lowercase: bool = False) -> Tokenizer:
     """Learn a vocabulary of at most `vocab_size` ids (special tokens included) from `documents`, read once.
+
+    `lowercase`, for wordpiece only: The and the are one word.
 
     A text too small for that many gives fewer. No text, or a size that cannot hold even the alphabet, is an
     InputError. From a text beyond MAX_SAMPLE characters, or of too many different words, blocks are drawn by
     a hash of their number, so that the same text always gives the same vocabulary, and memory stays bounded.
     """
-    least = 258 if kind == "bpe" else 4
+    least, why = {
+        "bpe": (258, "256 bytes and 2 special tokens make 258"),
+        "wordpiece": (7, "5 special tokens and 2 pieces make 7"),
+    }.get(kind, (4, "3 special tokens and 1 piece make 4"))
     if vocab_size < least:
-        raise InputError(
-            f"a vocabulary of {vocab_size} is too small",
-            why="256 bytes and 2 special tokens make 258" if kind == "bpe" else "3 special tokens and 1 piece make 4",
-            mend=f"take at least {least}",
-        )
+        raise InputError(f"a vocabulary of {vocab_size} is too small", why=why, mend=f"take at least {least}")
+    if lowercase and kind != "wordpiece":
+        raise InputError(f"a {kind} vocabulary does not lowercase", mend="take the kind wordpiece")
     documents = map(_checked, documents)
     if kind == "bpe":
         inner = _learn_bpe(_sample(documents), vocab_size, [EOS, PAD])
+    elif kind == "wordpiece":
+        inner = _learn_pieces(_sample(documents), vocab_size, lowercase)
+        pad, unk, cls, sep, mask = BERT_SPECIALS
+        return Tokenizer(inner, kind, sep, pad, unk, cls=cls, sep=sep, mask=mask)
     elif kind == "word":
         inner = _learn_words(_sample(documents), vocab_size, [EOS, PAD, UNK])
     else:
@@ -298,6 +353,62 @@ def _learn_words(blocks: list[str], vocab_size: int, specials: list[str]) -> tok
     inner.decoder = decoders.Fuse()
     inner.train_from_iterator(
         blocks, trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=specials, show_progress=False)
+    )
+    return inner
+
+
+def _learn_pieces(blocks: list[str], vocab_size: int, lowercase: bool) -> tokenizers.Tokenizer:
+    """Pieces by BPE on words with a mark in front: ▁th is the piece "th", th is "##th".
+
+    The library's own WordPiece trainer gives the same text another vocabulary each time.
+    """
+    words = [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Split(Regex(SCRIPTS), "isolated")]
+    split = pre_tokenizers.Sequence(words)
+    if lowercase:
+        blocks = [normalizers.Lowercase().normalize_str(block) for block in blocks]
+    counts: Counter[str] = Counter()
+    for block in blocks:
+        counts.update(block)
+    letters = sorted((c for c in counts if not c.isspace() and c != MARK), key=lambda c: (-counts[c], c))
+    pieces = dict.fromkeys(BERT_SPECIALS)
+    for letter in letters[: (vocab_size - len(pieces)) // 2]:
+        stands_alone = len(split.pre_tokenize_str(letter * 2)) == 2
+        pieces |= dict.fromkeys([letter] if stands_alone else [letter, f"##{letter}"])
+
+    size = sum(len(block) for block in blocks)
+    if size > 1_000_000:  # takes over two seconds, in the library and so without our progress
+        say(f"learning {vocab_size:,} pieces of words from {quantity(size)} characters")
+    marked = tokenizers.Tokenizer(models.BPE())
+    marked.pre_tokenizer = pre_tokenizers.Sequence(
+        [*words, pre_tokenizers.Metaspace(replacement=MARK, prepend_scheme="always", split=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size + len(letters) + 1,  # as many as may turn out to be letters that are there already
+        max_token_length=MAX_TOKEN,
+        min_frequency=2,
+        show_progress=False,
+    )
+    marked.train_from_iterator(_few_words(blocks), trainer)
+    learned = marked.get_vocab()
+    for token in sorted(learned, key=learned.__getitem__):
+        piece = token.removeprefix(MARK) if token.startswith(MARK) else f"##{token}"
+        if len(token) > 1 and len(pieces) < vocab_size:  # a token of one letter was dealt with above
+            pieces[piece] = None
+    if len(pieces) < vocab_size:
+        say(f"the text gives a vocabulary of {len(pieces):,} tokens, fewer than {vocab_size:,}")
+
+    pad, unk, cls, sep, mask = BERT_SPECIALS
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    inner = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
+    if lowercase:
+        inner.normalizer = normalizers.Lowercase()
+    inner.pre_tokenizer = split
+    inner.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    inner.add_special_tokens([pad, unk, cls, sep, mask])
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(cls, vocab[cls]), (sep, vocab[sep])],
     )
     return inner
 
@@ -426,6 +537,8 @@ def _kind(settings: dict[str, Any]) -> Kind:
     stages = [stage.get("type") for stage in decoder.get("decoders", [decoder])]
     if model["type"] == "BPE" and "ByteLevel" in stages:
         return "bpe"
+    if model["type"] == "WordPiece":
+        return "wordpiece"
     if model["type"] == "BPE" and not model["merges"] and stages == ["Fuse"]:
         return "char"
     if model["type"] == "WordLevel" and stages == ["Fuse"]:
@@ -433,8 +546,51 @@ def _kind(settings: dict[str, Any]) -> Kind:
     raise InputError(
         "the tokenizer is of a kind that is not supported",
         why=f"it is a {model['type']} with the decoder {' + '.join(map(str, stages))}",
-        mend="take one that is a byte-level BPE, as GPT-2, Qwen and Llama 3 have",
+        mend="take one that is a byte-level BPE, as GPT-2, Qwen and Llama 3 have, or a WordPiece, as BERT has",
     )
+
+
+def _wordpiece(inner: tokenizers.Tokenizer, special: dict[str, str], names: set[str], file: Path) -> Tokenizer:
+    """A WordPiece tokenizer with its special tokens, by the names that its files give or BERT's own."""
+    found = []
+    for default in BERT_SPECIALS:
+        key = default.strip("[]").lower()
+        token = special.get(f"{key}_token", default)
+        if token not in names:
+            raise InputError(
+                f"the tokenizer has no {key} token {token!r}",
+                where=str(file),
+                mend=f'put a tokenizer_config.json with "{key}_token" beside it',
+            )
+        found.append(token)
+    pad, unk, cls, sep, mask = found
+    return Tokenizer(inner, "wordpiece", sep, pad, unk, cls=cls, sep=sep, mask=mask)
+
+
+def _check_lowercase(settings: dict[str, Any], file: Path) -> None:
+    """transformers lowercases as tokenizer_config.json says, we as tokenizer.json does: they must agree."""
+    normalizer, beside = settings.get("normalizer") or {}, file.parent / "tokenizer_config.json"
+    if normalizer.get("type") != "BertNormalizer" or not beside.is_file():
+        return
+    given = json.loads(beside.read_bytes())  # was read before, so it is JSON
+    said = given.get("do_lower_case") if isinstance(given, dict) else None
+    if isinstance(said, bool) and said != normalizer.get("lowercase"):
+        raise InputError(
+            f"do_lower_case = {said} contradicts tokenizer.json, whose normalizer has {normalizer.get('lowercase')}",
+            where=str(beside),
+            mend="set the one that the model was trained with",
+        )
+
+
+def _piece_text(piece: str, prefix: str) -> str:
+    """What a piece of a word stands for in a text, a guess at the blank before it included."""
+    if piece.startswith(prefix):
+        return piece.removeprefix(prefix)
+    alone = len(piece) == 1 and (unicodedata.category(piece)[0] == "P" or _NO_SPACES.match(piece))
+    return piece if alone else f" {piece}"
+
+
+_NO_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
 def _names(settings: dict[str, Any]) -> set[str]:

@@ -31,10 +31,10 @@ Objective = Callable[[nn.Module, TokenBatch], tuple[Tensor, Tensor]]
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Sum over rows n of -log softmax(W h_n)[y_n], a chunk of rows at a time, gradients made on the way.
+    """Sum over rows n of -log softmax(W h_n + b)[y_n], a chunk of rows at a time, gradients made on the way.
 
-    With p = softmax(W h), dL/d(W h) = p - onehot(y), so both gradients are known as soon as a chunk's logits are: one
-    chunk (C, V) is turned in place from logits to probabilities to gradient and never the whole (N, V) exists.
+    With p = softmax(W h + b), dL/d(W h + b) = p - onehot(y), so all gradients are known once a chunk has its logits:
+    one chunk (C, V) is turned in place from logits to probabilities to gradient and never the whole (N, V) exists.
     Label smoothing e: the target is (1 - e) onehot(y) + e / V (Szegedy et al. 2016, section 7).
 
     Source of the gradient: Bridle 1990; checked against torch.nn.functional.cross_entropy in the tests.
@@ -45,16 +45,18 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         targets: Tensor,
         smoothing: float,
         dtype: torch.dtype,
         needs_grad: bool,
     ) -> Tensor:
-        # hidden (N, D), weight (V, D), targets (N,) -> scalar; the products are made in dtype, all else in fp32
+        # hidden (N, D), weight (V, D), bias (V,), targets (N,) -> scalar; products are made in dtype, all else in fp32
         rows, vocab = hidden.shape[0], weight.shape[0]
         chunk = max(1, min(rows, LOGITS_HELD // vocab))
         loss = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
+        grad_bias = torch.zeros_like(bias) if needs_grad and bias is not None else None
         w = weight.to(dtype)
         onednn = dtype == torch.float32 and hidden.device.type == "cpu" and onednn_leads()
         grad_weight = torch.zeros_like(weight) if needs_grad and not onednn else None
@@ -63,6 +65,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         for begin in range(0, rows, chunk):
             h, y = hidden[begin : begin + chunk].to(dtype), targets[begin : begin + chunk]  # (C, D), (C,)
             logits = product(h, w) if buffer is None else torch.mm(h, w.t(), out=buffer[: len(h)]).float()  # (C, V)
+            if bias is not None:
+                logits.add_(bias)
             counted = y != IGNORED  # (C,)
             index = y.clamp(min=0)[:, None]
             top = logits.amax(dim=1, keepdim=True)
@@ -81,6 +85,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             logits.scatter_add_(1, index, counted[:, None] * (smoothing - 1.0))
             if smoothing:
                 logits.sub_(counted[:, None] * (smoothing / vocab))
+            if grad_bias is not None:
+                grad_bias += logits.sum(dim=0)
             d = logits.to(dtype)
             if across is not None:
                 grad_hidden[begin : begin + chunk] = product(d, w.t())
@@ -94,27 +100,31 @@ class LinearCrossEntropy(torch.autograd.Function):
         if across is not None:
             grad_weight = across.t().contiguous()
         if needs_grad:
-            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden.mul_(grads[0]), grad_weight.mul_(grads[0]), None, None, None, None
+        grad_hidden, grad_weight, grad_bias = (None if g is None else g.mul_(grads[0]) for g in ctx.saved_tensors)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, smoothing: float = 0.0, bias: Tensor | None = None
+) -> Tensor:
     """Sum of cross-entropies in nats, fp32. hidden (..., D), weight (V, D), targets (...) int64, -100 = not counted.
 
+    With `bias` (V,) the logits are W h + b.
     Under autocast the products are made in its dtype, as those of the layers are.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])  # (N, D)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else flat.dtype
-    needs_grad = torch.is_grad_enabled() and (flat.requires_grad or weight.requires_grad)
+    parts = [flat, weight] if bias is None else [flat, weight, bias]
+    needs_grad = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
     apply: Any = LinearCrossEntropy.apply
     with torch.autocast(device, enabled=False):
-        loss: Tensor = apply(flat, weight, targets.reshape(-1), smoothing, dtype, needs_grad)
+        loss: Tensor = apply(flat, weight, bias, targets.reshape(-1), smoothing, dtype, needs_grad)
     return loss
 
 
