@@ -42,7 +42,7 @@ BATCH_TOKENS = 8192  # in one forward pass over many texts
 
 
 class SpanTokenizer(Protocol):
-    """What makes the ids of a text as the model was trained on them, special tokens too, and knows where each stands."""
+    """What makes the ids of a text as the model was trained on them, special tokens too, and where each stands."""
 
     @property
     def pad_id(self) -> int: ...
@@ -232,7 +232,8 @@ def _attribute(
     if method == "rollout":
         if not hasattr(model, "attentions"):
             raise InputError(
-                "the model has no attention to follow", mend='take method="integrated_gradients", which fits every model'
+                "the model has no attention to follow",
+                mend='take method="integrated_gradients", which fits every model',
             )
         return "rollout", rollout_weights(cast(Attentive, model), ids, place=0), None  # 0: BERT reads [CLS]
     if method in ("auto", "contributions"):
@@ -252,9 +253,7 @@ def _attribute(
     return "integrated_gradients", path.weights, path
 
 
-def _over_texts(
-    run: Explainable, texts: list[str], compute: Callable[[Tensor, Tensor], Tensor]
-) -> NDArray[np.float64]:
+def _over_texts(run: Explainable, texts: list[str], compute: Callable[[Tensor, Tensor], Tensor]) -> NDArray[np.float64]:
     """compute(ids (B, T), mask (B, T)) of every text, in batches of like length, in the texts' own order.
 
     A text that has no token counts as one padding token.

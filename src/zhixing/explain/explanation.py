@@ -31,8 +31,8 @@ class Explanation:
 
     label, probability      the label that is explained, and what the model gave it (None in a regression)
     method                  how; weights of "rollout" are shares of attention, of the others parts of the score
-    score, baseline_score   of the text, and of a text that says nothing: log-odds of the label, or the value itself in a
-                            regression; with "contributions" and three labels or more, the logit less the others' mean
+    score, baseline_score   of the text, and of a text that says nothing: log-odds of the label, or the value itself in
+                            a regression; with "contributions" and three labels or more, the logit less the others' mean
     words                   each word of the text; weights above zero speak for the label
     rest                    the weight that belongs to no word: special tokens, blanks
     gap                     |sum of weights - (score - baseline_score)|, which is zero in exact arithmetic; None for

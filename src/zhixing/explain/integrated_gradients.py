@@ -5,11 +5,11 @@ along the way give each token t (their equation 1):
 
     A_t = (x_t - b_t) · ∫₀¹ ∂F/∂x_t (b + α (x - b)) dα          Σ_t A_t = F(x) - F(b)      (completeness)
 
-The second equation is a check of the numbers, and here it also steers them. It holds for every part of the line as well:
-over α in [p, q] the gradients must give F(q) - F(p), and both F are known. So the line is cut where it must be: each
-part is integrated by a Gauss-Legendre rule of 8 nodes, and the parts with the largest gaps are halved until the gaps
-together are small. A network that normalises its input bends most near the baseline, one with ReLU and max at kinks;
-halving every part, as more steps on the whole line would, spends most nodes where nothing happens.
+The second equation is a check of the numbers, and here it also steers them. It holds for every part of the line as
+well: over α in [p, q] the gradients must give F(q) - F(p), and both F are known. So the line is cut where it must be:
+each part is integrated by a Gauss-Legendre rule of 8 nodes, and the parts with the largest gaps are halved until the
+gaps together are small. A network that normalises its input bends most near the baseline, one with ReLU and max at
+kinks; more steps on the whole line would spend most nodes where nothing happens.
 
 What differs from the paper: adaptive Gauss-Legendre instead of a Riemann sum of m equal steps; F is the log-odds of the
 class instead of its probability, which is flat where the model is sure and where one asks most.

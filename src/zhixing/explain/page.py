@@ -1,8 +1,8 @@
 """Explanations as one HTML page that needs nothing else.
 
 It asks no host for anything and holds no script: its Content-Security-Policy allows one thing, the style sheet with
-this SHA-256. Texts, labels and neighbours are escaped text, whatever they say. Colour is never the only sign: words that
-speak for the label are underlined, those against it have a wavy line, and a table lists the weightiest with numbers.
+this SHA-256. Texts, labels and neighbours are escaped text, whatever they say. Colour is never the only sign: words
+that speak for the label are underlined, those against it have a wavy line, and a table has the weightiest in numbers.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _notes(explanation: Explanation) -> list[Words]:
     if explanation.method == "rollout":
         return [
             (
-                "Shares of attention: from which words what the model reads has come. They speak neither for nor against.",
+                "Shares of attention: from which words what the model reads has come. Neither for nor against.",
                 "注意力所占份额：模型读到的内容来自哪些词。既非支持，也非反对。",
             )
         ]
@@ -162,9 +162,9 @@ def _notes(explanation: Explanation) -> list[Words]:
     end = explanation.score
     return [
         (
-            f"The score of the label goes from {start:+.2f} with nothing read to {end:+.2f}; the weights are each word's "
-            f"part of the way. {rest:+.2f} belong to no word.",
-            f"标签得分从未读任何词时的 {start:+.2f} 变为 {end:+.2f}；权重为每个词在其中的份额。{rest:+.2f} 不属于任何词。",
+            f"The score of the label goes from {start:+.2f} with nothing read to {end:+.2f}; a weight is a word's part "
+            f"of the way. {rest:+.2f} belong to no word.",
+            f"未读任何词时标签得分为 {start:+.2f}，读后为 {end:+.2f}；权重为每个词的份额。{rest:+.2f} 不属于任何词。",
         ),
         (
             f"Checked: the weights add up to the change, within {explanation.gap:.1g} ({explanation.nodes} nodes).",

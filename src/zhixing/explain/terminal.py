@@ -104,7 +104,9 @@ def _notes(explanation: Explanation) -> list[str]:
             f"{start:+.2f} (nothing read) to {explanation.score:+.2f}, {explanation.rest:+.2f} of it by no word"
         )
         if not explanation.complete:
-            lines.append(f"careful: the weights miss the score by {explanation.gap:.3g}, after {explanation.nodes} nodes")
+            lines.append(
+                f"careful: the weights miss the score by {explanation.gap:.3g}, after {explanation.nodes} nodes"
+            )
     if explanation.left_out:
         lines.append(f"careful: {explanation.left_out:,} tokens at the end were not read; the text is too long")
     return lines
