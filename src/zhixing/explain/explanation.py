@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from zhixing.explain.nearest import Neighbour
@@ -73,10 +74,14 @@ class Explanation:
         found.sort(key=lambda top: (-abs(top.weight), top.word))
         return [top for top in found[:count] if top.weight != 0]
 
+    @cached_property
+    def largest(self) -> float:
+        """The largest weight of a word, without its sign."""
+        return max((abs(word.weight) for word in self.words), default=0.0)
+
     def level(self, weight: float) -> int:
         """How strongly a weight is shown: -5 (against the label) .. 5 (for it), 0 for too little to show."""
-        most = max((abs(word.weight) for word in self.words), default=0.0)
-        share = abs(weight) / most if most > 0 and math.isfinite(most) else 0.0
+        share = abs(weight) / self.largest if self.largest > 0 and math.isfinite(self.largest) else 0.0
         if not share >= FAINT:
             return 0
         return int(math.copysign(min(math.ceil(share * LEVELS), LEVELS), weight))
