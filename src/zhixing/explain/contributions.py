@@ -37,7 +37,7 @@ def contributions(model: Classifier, ids: Tensor, score: Score) -> PathAttributi
     terms = (gradient * embedded).sum(dim=-1, dtype=torch.float64)  # (3, T)
     with torch.no_grad():
         start = float(score(model.classify(torch.zeros_like(embedded), mask)))
-    end = float(scores[0])
+    end = float(scores[0].detach())
     scale = float(terms.abs().sum(dim=1).max()) + 1e-6
     gap = abs(end - start - float(terms[0].sum()))
     bend = float((terms - terms[0]).abs().sum(dim=1).max())
