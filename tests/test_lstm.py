@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from zhixing.errors import InputError
-from zhixing.models.lstm import LSTM, LSTMSettings, LSTMWeights, lstm_cell, lstm_reference
+from zhixing.models.lstm import (
+    LSTM,
+    LSTMClassifier,
+    LSTMClassifierSettings,
+    LSTMSettings,
+    LSTMWeights,
+    lstm_cell,
+    lstm_reference,
+    pool_max_and_mean,
+)
 
 
 def make(*, tied: bool = True, n_layers: int = 2, dropout: float = 0.0) -> LSTM:
@@ -141,3 +150,81 @@ def test_learns_to_remember() -> None:
     ids = torch.randint(8, (256, 8), generator=generator)
     accuracy = (model.logits(model(ids)[:, -1]).argmax(-1) == ids[:, 0]).float().mean().item()
     assert accuracy > 0.95
+
+
+# The classifier.
+
+
+def make_classifier(n_layers: int = 1, dropout: float = 0.0) -> LSTMClassifier:
+    settings = LSTMClassifierSettings(37, 3, d_model=6, d_hidden=5, n_layers=n_layers, dropout=dropout)
+    return LSTMClassifier(settings, torch.Generator().manual_seed(4))
+
+
+def test_pooling_by_hand() -> None:
+    hidden = torch.tensor([[[1.0, -4.0], [3.0, -2.0], [99.0, 99.0]]])
+    assert pool_max_and_mean(hidden, torch.tensor([[True, True, False]])).tolist() == [[3.0, -2.0, 2.0, -3.0]]
+
+
+def test_classifier_is_the_equations_read_both_ways() -> None:
+    model = make_classifier().eval()
+    ids = random_ids(2, 7)
+    x = model.embed(ids)
+    forward, backward = (LSTMWeights(*w) for w in model.recurrence.all_weights)
+    zeros = torch.zeros(1, 2, 5)
+    there, _ = lstm_reference(x, zeros, zeros, [forward])
+    back, _ = lstm_reference(x.flip(1), zeros, zeros, [backward])
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    expected = model.head(pool_max_and_mean(torch.cat([there, back.flip(1)], dim=2), mask))
+    torch.testing.assert_close(model(ids, mask), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_classifier_batch_equals_single(n_layers: int) -> None:
+    model = make_classifier(n_layers).eval()
+    lengths = [9, 1, 4, 0, 9]
+    ids = random_ids(5, 9)
+    mask = torch.arange(9) < torch.tensor(lengths)[:, None]
+    together = model(ids, mask)
+    for row, n in enumerate(lengths):
+        n = max(n, 1)
+        alone = model(ids[row : row + 1, :n], mask[row : row + 1, :n])[0]
+        torch.testing.assert_close(together[row], alone, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model(ids.masked_fill(~mask, 7), mask), together)
+    x = model.embed(ids).detach().requires_grad_()
+    model.classify(x, mask).sum().backward()
+    assert x.grad is not None and (x.grad[~mask] == 0).all() and (x.grad[mask].abs().sum(-1) > 0).all()
+
+
+def test_classifier_takes_given_vectors_and_forgets_late() -> None:
+    model = make_classifier()
+    matrix = torch.randn(37, 6)
+    model.load_embeddings(matrix)
+    assert torch.equal(model.embedding.weight, matrix)
+    for name, parameter in model.recurrence.named_parameters():
+        if name.startswith("bias_ih"):
+            assert parameter[5:10].tolist() == [1.0] * 5
+
+
+def test_classifier_learns_what_comes_first() -> None:
+    """Is 5 before 6 or behind it, with noise between: no bag and no short window tells."""
+    generator = torch.Generator().manual_seed(0)
+    settings = LSTMClassifierSettings(20, 2, d_model=16, d_hidden=16, dropout=0.0)
+    model = LSTMClassifier(settings, generator)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        ids = torch.randint(7, 20, (rows, 12), generator=generator)
+        y = torch.randint(2, (rows,), generator=generator)
+        index = torch.arange(rows)
+        ids[index, torch.randint(0, 4, (rows,), generator=generator)] = 5 + y
+        ids[index, torch.randint(6, 10, (rows,), generator=generator)] = 6 - y
+        return ids, torch.ones_like(ids, dtype=torch.bool), y
+
+    for _ in range(120):
+        ids, mask, y = batch(64)
+        loss = torch.nn.functional.cross_entropy(model(ids, mask), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    ids, mask, y = batch(256)
+    assert (model(ids, mask).argmax(-1) == y).float().mean().item() > 0.95

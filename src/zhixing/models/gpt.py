@@ -1,4 +1,4 @@
-"""GPT: a Transformer decoder that predicts the next token.
+"""GPT: a Transformer decoder that predicts the next token, and as a classifier reads the label off the last one.
 
     p(x) = prod_t p(x_t | x_<t),   h = Blocks(embed(x)),   logits = W h
 
@@ -16,7 +16,7 @@ Shapes: B rows, T tokens, D d_model, V vocab_size, K head size.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -150,12 +150,16 @@ class GPT(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (B, T), T <= max_len -> hidden (B, T, D), after the last norm."""
-        x = self.embedding(ids)  # (B, T, D)
+        return self.read(self.embedding(ids))
+
+    def read(self, x: Tensor) -> Tensor:
+        """The same from the tokens' vectors x (B, T, D), positions not yet in them."""
+        count = x.shape[1]
         rotary = None
         if self.positions is not None:
-            x = x + self.positions.weight[: ids.shape[1]]
+            x = x + self.positions.weight[:count]
         else:
-            rotary = self.rotary[: ids.shape[1]]  # (T, 2, K / 2)
+            rotary = self.rotary[:count]  # (T, 2, K / 2)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, rotary)
@@ -206,3 +210,57 @@ class GPT(nn.Module):
         from zhixing.models.gpt_packed import PackedGPT  # numba comes with it: only who decodes waits for it
 
         return PackedGPT(self)
+
+
+@dataclass(frozen=True)
+class GPTClassifierSettings:
+    gpt: GPTSettings
+    n_labels: int
+
+    @property
+    def vocab_size(self) -> int:
+        return self.gpt.vocab_size
+
+    @property
+    def d_model(self) -> int:
+        return self.gpt.d_model
+
+    @property
+    def max_len(self) -> int:
+        return self.gpt.max_len
+
+
+class GPTClassifier(nn.Module):
+    """Logits from the hidden state of a text's last token, the only one that has seen the whole text.
+
+    As Radford et al. (2018), section 3.3, and as the sequence classifiers of transformers: one matrix, no bias.
+    """
+
+    def __init__(self, settings: GPTClassifierSettings, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.settings = settings
+        self.gpt = GPT(replace(settings.gpt, tie_embeddings=True), generator)  # it has no use for a head of its own
+        self.score = nn.Linear(settings.d_model, settings.n_labels, bias=False)
+        with torch.no_grad():
+            self.score.weight.normal_(0.0, 0.02, generator=generator)
+
+    def start_from(self, gpt: GPT) -> None:
+        """Take over the weights of a trained language model."""
+        self.gpt.load_state_dict({k: v for k, v in gpt.state_dict().items() if not k.startswith("lm_head.")})
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (B, T) int64 -> (B, T, D)."""
+        return self.gpt.embedding(ids)  # type: ignore[no-any-return]
+
+    def classify(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        """embedded (B, T, D), mask (B, T) bool, right padding -> logits (B, C) fp32.
+
+        No token sees a later one, so padding needs no mask. A text of nothing is judged by its first padding.
+        """
+        hidden = self.gpt.read(embedded)  # (B, T, D)
+        last = (mask.sum(dim=1) - 1).clamp(min=0)  # (B,)
+        rows = torch.arange(len(last), device=last.device)
+        return self.score(hidden[rows, last]).float()  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.classify(self.embed(ids), mask)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zhixing.errors import InputError
 from zhixing.models.products import linear
 
 
@@ -42,6 +43,21 @@ def rotate(x: Tensor, cos_sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)  # (B, H, T, K / 2) each
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+@torch.no_grad()
+def load_rows(embedding: nn.Embedding, matrix: Tensor, found: Tensor | None) -> None:
+    """Start an embedding from given word vectors: matrix (V, D); where `found` (V,) is False the row stays."""
+    expected = tuple(embedding.weight.shape)
+    if tuple(matrix.shape) != expected:
+        raise InputError(
+            f"the word vectors have the shape {tuple(matrix.shape)}, the model's embeddings {expected}",
+            mend=f"set model.d_model = {matrix.shape[-1]}" if matrix.shape[-1] != expected[1] else "",
+        )
+    if not torch.isfinite(matrix).all():
+        raise InputError("the word vectors hold a number that is not finite")
+    rows = torch.ones(expected[0], dtype=torch.bool) if found is None else found
+    embedding.weight[rows] = matrix[rows].to(embedding.weight)
 
 
 class KeyValueCache:

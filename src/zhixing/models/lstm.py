@@ -1,4 +1,4 @@
-"""LSTM language model: a memory that is written, kept and read through gates.
+"""LSTM: a memory that is written, kept and read through gates; as a language model and as a classifier.
 
 Long short-term memory (Hochreiter & Schmidhuber 1997) with the forget gate of Gers, Schmidhuber & Cummins (2000),
 stacked in layers as Graves (2013). For one layer, with x_t the layer's input, σ the logistic function and ⊙ the
@@ -28,7 +28,10 @@ Training starts each window from a zero state: windows are shuffled, so the stat
 and the gradient reaches back to the start of the window. Decoding carries (h, c) from token to token and so has no
 longest length; `max_len` is the length of a training window.
 
-Legend: B rows, T tokens, D d_model, L n_layers, V vocab_size.
+`LSTMClassifier` reads a text in both directions (Schuster & Paliwal 1997) and pools over its words: the largest and the
+mean of each hidden unit, side by side (Conneau et al. 2017, section 3.1, has both, one or the other).
+
+Legend: B rows, T tokens, D d_model, L n_layers, V vocab_size, H units a direction, C labels.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from zhixing.errors import InputError
+from zhixing.models.layers import load_rows
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,17 @@ def lstm_reference(x: Tensor, h: Tensor, c: Tensor, layers: list[LSTMWeights]) -
         last_h.append(h_l)
         last_c.append(c_l)
     return x, (torch.stack(last_h), torch.stack(last_c))
+
+
+def _initialise_recurrence(recurrence: nn.LSTM, n_hidden: int, generator: torch.Generator | None) -> None:
+    """Weights uniform in ±1/√H, biases 0, the forget gate's 1."""
+    for name, parameter in recurrence.named_parameters():
+        if name.startswith("weight"):
+            nn.init.uniform_(parameter, -1 / math.sqrt(n_hidden), 1 / math.sqrt(n_hidden), generator=generator)
+        else:
+            nn.init.zeros_(parameter)
+        if name.startswith("bias_ih"):
+            parameter[n_hidden : 2 * n_hidden] = 1.0  # the forget gate's; bias_hh adds 0 to it
 
 
 @dataclass
@@ -135,29 +149,13 @@ class LSTM(nn.Module):
         """Fresh parameters, as the module docstring says."""
         d_model = self.settings.d_model
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1, generator=generator)
-        for name, parameter in self.recurrence.named_parameters():
-            if name.startswith("weight"):
-                nn.init.uniform_(parameter, -1 / math.sqrt(d_model), 1 / math.sqrt(d_model), generator=generator)
-            else:
-                nn.init.zeros_(parameter)
-            if name.startswith("bias_ih"):
-                parameter[d_model : 2 * d_model] = 1.0  # the forget gate's; bias_hh adds 0 to it
+        _initialise_recurrence(self.recurrence, d_model, generator)
         if self.lm_head is not None:
             nn.init.uniform_(self.lm_head.weight, -0.1, 0.1, generator=generator)
 
-    @torch.no_grad()
     def load_embeddings(self, matrix: Tensor, found: Tensor | None = None) -> None:
         """Start from given word vectors: matrix (V, D); where `found` (V,) is False the random row stays."""
-        expected = tuple(self.embedding.weight.shape)
-        if tuple(matrix.shape) != expected:
-            raise InputError(
-                f"the word vectors have the shape {tuple(matrix.shape)}, the model's embeddings {expected}",
-                mend=f"set model.d_model = {matrix.shape[-1]}" if matrix.shape[-1] != expected[1] else "",
-            )
-        if not torch.isfinite(matrix).all():
-            raise InputError("the word vectors hold a number that is not finite")
-        rows = torch.ones(expected[0], dtype=torch.bool) if found is None else found
-        self.embedding.weight[rows] = matrix[rows].to(self.embedding.weight)
+        load_rows(self.embedding, matrix, found)
 
     def layers(self) -> list[LSTMWeights]:
         """The weights of each layer, as `lstm_reference` takes them."""
@@ -208,3 +206,81 @@ class LSTM(nn.Module):
     def for_decoding(self) -> LSTM:
         """The form that decoding uses: the model itself."""
         return self
+
+
+@dataclass(frozen=True)
+class LSTMClassifierSettings:
+    vocab_size: int
+    n_labels: int
+    d_model: int = 128  # size of the embeddings
+    d_hidden: int = 128  # units of each direction
+    n_layers: int = 1
+    max_len: int = 512
+    dropout: float = 0.5
+    freeze_embeddings: bool = False
+
+
+def pool_max_and_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The largest and the mean of each unit over the real tokens: hidden (B, T, D), mask (B, T) -> (B, 2D).
+
+    Each row has one real token at least.
+    """
+    largest = hidden.masked_fill(~mask[..., None], -torch.inf).amax(dim=1)  # (B, D)
+    total = hidden.masked_fill(~mask[..., None], 0.0).sum(dim=1)  # (B, D)
+    return torch.cat([largest, total / mask.sum(dim=1, keepdim=True)], dim=1)
+
+
+class LSTMClassifier(nn.Module):
+    """Logits from ids: a bidirectional LSTM over the embeddings, pooled."""
+
+    def __init__(self, settings: LSTMClassifierSettings, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        s = self.settings = settings
+        self.embedding = nn.Embedding(s.vocab_size, s.d_model)
+        self.recurrence = nn.LSTM(
+            s.d_model,
+            s.d_hidden,
+            s.n_layers,
+            batch_first=True,
+            dropout=s.dropout if s.n_layers > 1 else 0.0,
+            bidirectional=True,
+        )
+        self.dropout = nn.Dropout(s.dropout)
+        self.head = nn.Linear(4 * s.d_hidden, s.n_labels)
+        self.initialise(generator)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None) -> None:
+        """As the language model's; the head uniform in ±1/√(4H), its bias 0."""
+        n_hidden = self.settings.d_hidden
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1, generator=generator)
+        self.embedding.weight.requires_grad_(not self.settings.freeze_embeddings)
+        _initialise_recurrence(self.recurrence, n_hidden, generator)
+        bound = 1 / math.sqrt(4 * n_hidden)
+        nn.init.uniform_(self.head.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def load_embeddings(self, matrix: Tensor, found: Tensor | None = None) -> None:
+        """Start from given word vectors: matrix (V, D); where `found` (V,) is False the random row stays."""
+        load_rows(self.embedding, matrix, found)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids (B, T) int64 -> (B, T, D)."""
+        return self.embedding(ids)  # type: ignore[no-any-return]
+
+    def classify(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        """embedded (B, T, D), mask (B, T) bool, right padding -> logits (B, C) fp32.
+
+        The backward direction starts at each row's last real token, so a row's padding changes nothing: the texts are
+        packed. A text of nothing is read as one zero vector.
+        """
+        embedded = embedded.masked_fill(~mask[..., None], 0.0)
+        lengths = mask.sum(dim=1).clamp(min=1)  # (B,)
+        packed = pack_padded_sequence(self.dropout(embedded), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        output, _ = self.recurrence(packed)
+        hidden, _ = pad_packed_sequence(output, batch_first=True, total_length=mask.shape[1])  # (B, T, 2H)
+        real = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None].to(mask.device)  # (B, T)
+        return self.head(self.dropout(pool_max_and_mean(hidden, real))).float()  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.classify(self.embed(ids), mask)
