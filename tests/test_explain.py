@@ -545,7 +545,7 @@ def test_another_label_can_be_asked_for(loaded: dict[str, Loaded], texts: list[s
     found = explain(loaded["mean"], texts[0])
     other = explain(loaded["mean"], texts[0], label=next(x for x in loaded["mean"].labels if x != found.label))
     assert [w.weight for w in other.words] == pytest.approx([-w.weight for w in found.words], abs=1e-6)
-    assert found.probability is not None and other.probability == pytest.approx(1 - found.probability)
+    assert found.probability is not None and other.probability == pytest.approx(1 - found.probability, abs=1e-6)
 
 
 def test_temperature_and_problem_types(loaded: dict[str, Loaded], texts: list[str]) -> None:
@@ -574,12 +574,11 @@ def test_the_model_is_left_as_it_was(loaded: dict[str, Loaded], texts: list[str]
 
 def test_a_long_text_is_cut_and_counted(loaded: dict[str, Loaded]) -> None:
     run = loaded["attention"]
-    text = "wonderful film " * 500
+    text = "some film " * 500  # a piece each
     found = explain(run, text)
-    n = len(run.tokenizer.encode_with_spans(text)[0])
-    assert found.left_out == n - 64 and len(found.words) == 1000
+    assert found.left_out == 1002 - 64 and len(found.words) == 1000
     assert [w.weight for w in found.words[62:]] == [0.0] * 938  # [CLS], 62 words, [SEP]
-    assert found.words[61].weight != 0
+    assert all(w.weight != 0 for w in found.words[:62])
 
 
 @pytest.mark.parametrize(
@@ -797,3 +796,55 @@ def test_a_terminal_obeys_no_text() -> None:
     hostile = "\x1b[31mred\x1b]0;title\x07 \u202eevil good\u2066"
     shown = terminal(_explanation(hostile, {"good": 1.0}, label="\x1b[2Jlabel"), colour=False)
     assert "\x1b" not in shown and "\x07" not in shown and "\u202e" not in shown and "\u2066" not in shown
+
+
+# ---- the bag of the package
+
+
+@pytest.mark.parametrize("words", ["text", "spaces"])
+@pytest.mark.parametrize("once", [False, True])
+def test_ngrams_know_their_places(words: Any, once: bool) -> None:
+    from zhixing.explain.ngram_spans import NgramSpans
+    from zhixing.tokens.ngrams import NgramSettings, learn_vocabulary
+
+    texts = ["A good film, a GOOD film!", "我不喜欢 don't İyi ΣΑΣ", "", "good </s> 👍🏽 film\u00a0x"]
+    vocabulary, _ = learn_vocabulary(texts, NgramSettings(words=words, n=3, buckets=1000, once=once))
+    spans = NgramSpans(vocabulary)
+    for text in [*texts, "an unseen good film"]:
+        ids, places = spans.encode_with_spans(text)
+        assert ids == vocabulary.features([text]).of(0).tolist()
+        for row, (start, end) in zip(ids, places, strict=True):
+            if row < len(vocabulary.words) and end > start:
+                assert text[start:end].lower() == vocabulary.words[row]
+    ids, places = spans.encode_with_spans(texts[0])
+    if words == "text" and not once:
+        covered = [texts[0][start:end] for start, end in places]
+        assert covered[:8] == ["A", "good", "film", ",", "a", "GOOD", "film", "!"]
+        assert covered[8:10] == ["A good", "A good film"]
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_the_bag_of_the_package(power: float) -> None:
+    from zhixing.explain.ngram_spans import NgramSpans
+    from zhixing.models.bag import BagClassifier, BagSettings
+    from zhixing.tokens.ngrams import NgramSettings, learn_vocabulary
+
+    texts = ["a good film", "a bad film, not good"]
+    vocabulary, _ = learn_vocabulary(texts, NgramSettings(n=2, buckets=100))
+    torch.manual_seed(0)
+    model = BagClassifier(BagSettings(vocabulary.n_rows, 2, power=power))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    run = Loaded(model, NgramSpans(vocabulary))
+    found = explain(run, texts[1])
+    assert found.method == "contributions" and found.complete
+    ids = torch.tensor([run.tokenizer.encode_with_spans(texts[1])[0]])
+    with torch.no_grad():
+        logits = model(ids, torch.ones_like(ids, dtype=torch.bool))[0]
+        bias = model.head.bias
+    c = run.labels.index(found.label)
+    assert sum(w.weight for w in found.words) + found.rest == pytest.approx(
+        float(logits[c] - logits[1 - c] - bias[c] + bias[1 - c]), abs=1e-4
+    )
+    assert found.baseline_score == pytest.approx(float(bias[c] - bias[1 - c]), abs=1e-5)
