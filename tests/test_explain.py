@@ -802,13 +802,15 @@ def test_a_terminal_obeys_no_text() -> None:
 
 
 @pytest.mark.parametrize("words", ["text", "spaces"])
-@pytest.mark.parametrize("once", [False, True])
-def test_ngrams_know_their_places(words: Any, once: bool) -> None:
+@pytest.mark.parametrize(("once", "max_chars"), [(False, 0), (True, 0), (False, 3)])
+def test_ngrams_know_their_places(words: Any, once: bool, max_chars: int) -> None:
     from zhixing.explain.ngram_spans import NgramSpans
     from zhixing.tokens.ngrams import NgramSettings, learn_vocabulary
 
     texts = ["A good film, a GOOD film!", "我不喜欢 don't İyi ΣΑΣ", "", "good </s> 👍🏽 film\u00a0x"]
-    vocabulary, _ = learn_vocabulary(texts, NgramSettings(words=words, n=3, buckets=1000, once=once))
+    vocabulary, _ = learn_vocabulary(
+        texts, NgramSettings(words=words, n=3, buckets=1000, once=once, max_chars=max_chars)
+    )
     spans = NgramSpans(vocabulary)
     for text in [*texts, "an unseen good film"]:
         ids, places = spans.encode_with_spans(text)
@@ -817,7 +819,7 @@ def test_ngrams_know_their_places(words: Any, once: bool) -> None:
             if row < len(vocabulary.words) and end > start:
                 assert text[start:end].lower() == vocabulary.words[row]
     ids, places = spans.encode_with_spans(texts[0])
-    if words == "text" and not once:
+    if words == "text" and not once and not max_chars:
         covered = [texts[0][start:end] for start, end in places]
         assert covered[:8] == ["A", "good", "film", ",", "a", "GOOD", "film", "!"]
         assert covered[8:10] == ["A good", "A good film"]

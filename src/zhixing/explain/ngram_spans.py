@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 from zhixing.explain.spans import Span
-from zhixing.tokens.ngrams import NgramVocabulary, ngram_bucket, words_of
+from zhixing.tokens.ngrams import NgramVocabulary, character_ngrams, ngram_bucket, word_hash, words_of
 
 
 class NgramSpans:
@@ -25,15 +25,22 @@ class NgramSpans:
         words = words_of(text, settings)
         places = locate(text, words[:-1] if settings.words == "spaces" else words)
         places += [(0, 0)] * (len(words) - len(places))  # </s> stands nowhere
-        found = [
-            (vocabulary.row_of[w], place) for w, place in zip(words, places, strict=True) if w in vocabulary.row_of
-        ]
+        n_words = len(vocabulary.words)
+        found: list[tuple[int, Span]] = []
+        for word, place in zip(words, places, strict=True):
+            if word in vocabulary.row_of:
+                found.append((vocabulary.row_of[word], place))
+            for run in character_ngrams(word, settings):  # inside a word, and so the word's
+                found.append((n_words + (word_hash(run) & 0xFFFFFFFF) % settings.buckets, place))
         for first in range(len(words) if settings.buckets else 0):
             for last in range(first + 2, min(first + settings.n, len(words)) + 1):
-                row = len(vocabulary.words) + ngram_bucket(words[first:last], settings.buckets)
+                row = n_words + ngram_bucket(words[first:last], settings.buckets)
                 found.append((row, (places[first][0], max(end for _, end in places[first:last]))))
         if settings.once:
-            found = list({row: (row, place) for row, place in reversed(found)}.values())[::-1]
+            first_places: dict[int, Span] = {}
+            for row, place in found:
+                first_places.setdefault(row, place)
+            found = list(first_places.items())
         return [row for row, _ in found], [place for _, place in found]
 
 
