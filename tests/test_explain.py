@@ -844,7 +844,7 @@ def test_the_bag_of_the_package(power: float) -> None:
     ids = torch.tensor([run.tokenizer.encode_with_spans(texts[1])[0]])
     with torch.no_grad():
         logits = model(ids, torch.ones_like(ids, dtype=torch.bool))[0]
-        bias = model.head.bias
+        bias = model.head.bias.detach()
     c = run.labels.index(found.label)
     assert sum(w.weight for w in found.words) + found.rest == pytest.approx(
         float(logits[c] - logits[1 - c] - bias[c] + bias[1 - c]), abs=1e-4

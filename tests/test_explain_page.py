@@ -260,8 +260,7 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Any, scheme: str, width:
     assert light == (scheme == "light")
     for ratio in contrasts(shown):
         assert ratio >= 4.5  # WCAG 2.2, AA
-    shown.keyboard.press("Tab")
-    shown.keyboard.press("Tab")  # language, then the contents
+    shown.keyboard.press("Tab")  # from the language to the contents
     assert shown.evaluate("document.activeElement.getAttribute('href')") == "#text-1"
     assert said == []
     shown.close()
