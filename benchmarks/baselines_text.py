@@ -70,7 +70,8 @@ def svm(folder: Path, unit: str) -> None:
     if unit == "characters":
         vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=2)
     elif unit == "rjieba":
-        vectorizer = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+        # With rare terms: 0.866 instead of 0.861 on the Chinese reviews, and the bar should be the higher one.
+        vectorizer = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 2), sublinear_tf=True)
     else:
         vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)
     began = time.perf_counter()
