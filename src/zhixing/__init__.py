@@ -13,16 +13,28 @@ from typing import TYPE_CHECKING, Any
 from zhixing.errors import InputError
 
 if TYPE_CHECKING:
-    from zhixing.run import Run, load, train
+    from zhixing.classifier import Classifier, Sentiment
+    from zhixing.entry import load_any as load
+    from zhixing.entry import train_any as train
+    from zhixing.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Run", "__version__", "load", "train"]
+__all__ = ["Classifier", "InputError", "Run", "Sentiment", "__version__", "load", "train"]
+
+PLACES = {
+    "train": ("zhixing.entry", "train_any"),
+    "load": ("zhixing.entry", "load_any"),
+    "Run": ("zhixing.run", "Run"),
+    "Classifier": ("zhixing.classifier", "Classifier"),
+    "Sentiment": ("zhixing.classifier", "Sentiment"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """train, load and Run bring torch with them, so they are imported when first asked for."""
-    if name in ("train", "load", "Run"):
-        from zhixing import run
+    """These bring torch with them, so they are imported when first asked for."""
+    if name in PLACES:
+        import importlib
 
-        return getattr(run, name)
+        module, attribute = PLACES[name]
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module 'zhixing' has no attribute {name!r}")

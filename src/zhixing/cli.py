@@ -189,9 +189,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out where it stopped.")] = False,
 ) -> None:
     """Train a model on text: a recipe, or any file or folder. Prints the run's folder."""
-    from zhixing.run import train as train_run
+    from zhixing.entry import train_any
 
-    run = train_run(source, *(settings or []), out=out, resume=resume)
+    run = train_any(source, *(settings or []), out=out, resume=resume)
     if _first_process():
         typer.echo(str(run.path))
 
@@ -255,11 +255,21 @@ def evaluate(
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="Text; else the run's own held-out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Measure a model on text: loss, perplexity, bits per byte, next-token accuracy."""
+    """Measure a model: a language model on text, a classifier on labelled texts."""
+    from zhixing.classifier import Classifier
+    from zhixing.entry import load_any
 
-    from zhixing.run import load
+    loaded = load_any(run)
+    if isinstance(loaded, Classifier):
+        from zhixing.evaluation.classification_report import text_summary
 
-    scores = load(run).evaluate(data)
+        result, found = loaded.evaluate(data)
+        if as_json:
+            _print_json(found.to_dict())
+        else:
+            typer.echo(text_summary(result, scores=found))
+        return
+    scores = loaded.evaluate(data)
     if as_json:
         _print_json(scores.to_dict())
         return
@@ -273,9 +283,116 @@ def evaluate(
 @app.command()
 def show(run: RunFolder) -> None:
     """What a run is and how it went."""
-    from zhixing.run import load
+    from zhixing.entry import load_any
 
-    typer.echo(load(run).show())
+    typer.echo(load_any(run).show())
+
+
+Texts = Annotated[
+    list[str], typer.Argument(metavar="TEXT|FILE", help="Texts, or files with a text a line (or jsonl); - reads stdin.")
+]
+
+
+def _texts_of(arguments: list[str]) -> list[str]:
+    """The texts that arguments stand for: a file's lines (of jsonl: the column text), or the argument itself."""
+    texts: list[str] = []
+    for number, argument in enumerate(arguments, 1):
+        path = Path(argument)
+        if argument != "-" and len(argument) < 4096 and "\n" not in argument and path.is_file():
+            from zhixing.text.readers import read_texts
+
+            texts += read_texts(path)
+        elif argument == "-":
+            texts += [line for line in _text_of("-", number).splitlines() if line.strip()]
+        else:
+            texts.append(_text_of(argument, number))
+    if not texts:
+        raise InputError("there is no text to classify", mend="give a text, a file with a text a line, or - for stdin")
+    return texts
+
+
+@app.command()
+def classify(
+    run: RunFolder,
+    texts: Texts,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the words that speak for and against.")] = False,
+) -> None:
+    """Say what texts are. One JSON object a line."""
+    from zhixing.classifier import load_classifier
+
+    classifier = load_classifier(run)
+    found = _texts_of(texts)
+    for text, answer in zip(found, classifier(found), strict=True):
+        row = {"text": text, **{k: v for k, v in dataclasses.asdict(answer).items() if v not in ((), None)}}
+        _print_json(row)
+        if explain:
+            from zhixing.explain.terminal import terminal
+
+            say(terminal(classifier.explain(text)))
+    if classifier.too_long:
+        say(f"{classifier.too_long} texts were longer than the model reads ({classifier.on_too_long})")
+
+
+@app.command()
+def sentiment(run: RunFolder, texts: Texts) -> None:
+    """Say how texts feel, from -1 (negative) to 1 (positive). One JSON object a line."""
+    from zhixing.classifier import Sentiment, load_classifier
+
+    found = _texts_of(texts)
+    for text, score in zip(found, Sentiment(load_classifier(run))(found), strict=True):
+        _print_json({"text": text, **dataclasses.asdict(score)})
+
+
+@app.command("explain")
+def explain_(
+    run: RunFolder,
+    texts: Texts,
+    method: Annotated[
+        str, typer.Option(help="auto, integrated_gradients, contributions (bag) or rollout (bert).")
+    ] = "auto",
+    label: Annotated[str | None, typer.Option(help="Explain this label; else the likeliest.")] = None,
+    nearest: Annotated[int, typer.Option(help="So many training texts that are like it.")] = 3,
+    page: Annotated[str | None, typer.Option(metavar="FILE.html", help="Write a page too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Show why a classifier gave its answer: the words that count, and the nearest training texts."""
+    from zhixing.classifier import load_classifier
+    from zhixing.explain.terminal import terminal
+
+    classifier = load_classifier(run)
+    method_: Any = method
+    explanations = [classifier.explain(text, method=method_, nearest=nearest, label=label) for text in _texts_of(texts)]
+    for explanation in explanations:
+        if as_json:
+            _print_json(explanation.to_dict())
+        else:
+            typer.echo(terminal(explanation))
+    if page:
+        from zhixing.explain.page import page as render_page
+        from zhixing.files import atomic_write
+
+        atomic_write(Path(page), render_page(explanations))
+        say(f"look at {page}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A classifier's run.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="Another one.")],
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="Labelled texts; else the first run's own test part.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Set two classifiers side by side on the same texts: difference with interval, McNemar's test."""
+    from zhixing.classifier import compare_runs
+    from zhixing.evaluation.comparison import comparison_text
+
+    comparison = compare_runs(first, second, data)
+    if as_json:
+        _print_json(comparison.to_dict())
+    else:
+        typer.echo(comparison_text(comparison))
 
 
 @app.command("import")

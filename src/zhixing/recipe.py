@@ -1,6 +1,6 @@
 """A recipe: everything that decides a run, in one strict TOML file.
 
-    [data]  [tokenizer]  [model]  [train]  [eval]
+    [data]  [task]  [bag]  [tokenizer]  [model]  [train]  [eval]
 
 Keys carry the names of Hugging Face's TrainingArguments where the concept is the same, sizes the names of
 docs/design.md. An unknown key, a wrong type or an impossible value is an error that names the nearest known
@@ -40,10 +40,48 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
+class TaskSettings:
+    """What is learnt: to go on with a text, or to answer about one."""
+
+    kind: Literal["language", "classification", "regression"] = "language"
+    test: str = ""  # texts to measure on; empty: the source's own test part, else data.heldout_fraction of it
+    label_column: str = "label"
+    label_separator: str = ""  # between several labels in one field of csv and tsv, such as "|"
+    score_column: str = ""  # regression: the column of numbers
+    validation_fraction: float = 0.05  # of the training texts, for the best step and for calibration
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count more, N / (C n_c)
+    on_too_long: Literal["error", "split", "truncate"] = "truncate"  # texts longer than model.max_len
+    pretrain_steps: int = 0  # bert: steps of masked language modelling on the training texts first
+    start: str = ""  # a run or model folder to start from (bert, gpt): its weights and its tokenizer
+
+
+@dataclass(frozen=True)
+class BagRecipe:
+    """The bag of n-grams (model.family = "bag"), which trains by loops of its own."""
+
+    words: Literal["text", "spaces", "rjieba"] = "text"  # text: words, and Chinese by characters
+    ngrams: int = 2  # the longest run of words
+    buckets: int = 200_000  # rows that all hashed runs share
+    min_count: int = 1
+    lowercase: bool = True
+    once: bool = False  # a feature counts once a text
+    min_chars: int = 2  # shortest and longest run of characters; none if max_chars is 0
+    max_chars: int = 0
+    epochs: int = 10
+    learning_rate: float = 0.5
+    start: Literal["random", "labels"] = "random"
+    rates: Literal["equal", "idf", "nb"] = "equal"
+    power: float = 1.0  # the sum of n vectors is divided by n^power
+    dropout: float = 0.0
+    threads: int = 1  # more than one is never twice the same
+
+
+@dataclass(frozen=True)
 class TokenizerSettings:
     """How text becomes ids."""
 
-    kind: Literal["bpe", "char", "word"] = "bpe"
+    kind: Literal["bpe", "char", "word", "wordpiece"] = "bpe"
+    lowercase: bool = False  # wordpiece only
     vocab_size: int | Auto = "auto"  # auto: grows with the text, 512 to 16,384
     path: str = ""  # a run or tokenizer.json to take instead of training one
 
@@ -52,7 +90,7 @@ class TokenizerSettings:
 class ModelSettings:
     """The size and shape of the network."""
 
-    family: Literal["gpt", "lstm"] = "gpt"
+    family: Literal["gpt", "lstm", "bert", "textcnn", "bag"] = "gpt"
     layout: Literal["qwen3", "llama", "gpt2"] = "qwen3"  # gpt only: what the files look like to other tools
     d_model: int = 256
     n_layers: int = 4
@@ -64,7 +102,10 @@ class ModelSettings:
     tie_embeddings: bool = True
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
-    embeddings: str = ""  # lstm only: a word-vector file (GloVe or word2vec text) to start from
+    embeddings: str = ""  # lstm, textcnn: a word-vector file (GloVe or word2vec text) to start from
+    freeze_embeddings: bool = False  # lstm and textcnn classifiers: leave the embeddings as they start
+    n_filters: int = 100  # textcnn: of each width
+    lora_rank: int = 0  # bert and gpt classifiers: train low-rank changes of this rank only; 0: all weights
 
 
 @dataclass(frozen=True)
@@ -114,6 +155,8 @@ class EvalSettings:
 @dataclass(frozen=True)
 class Recipe:
     data: DataSettings = DataSettings()
+    task: TaskSettings = TaskSettings()
+    bag: BagRecipe = BagRecipe()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
@@ -134,6 +177,8 @@ class Recipe:
 
 TABLES: dict[str, type] = {
     "data": DataSettings,
+    "task": TaskSettings,
+    "bag": BagRecipe,
     "tokenizer": TokenizerSettings,
     "model": ModelSettings,
     "train": TrainSettings,
@@ -256,6 +301,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
             refuse(key, f"it is {value}, it is a share", "set it to a number from 0 to 1")
     for key, value in (
         ("model.dropout", m.dropout),
+        ("task.validation_fraction", recipe.task.validation_fraction),
         ("data.heldout_fraction", recipe.data.heldout_fraction),
         ("train.label_smoothing_factor", t.label_smoothing_factor),
         ("train.momentum", t.momentum),
@@ -284,9 +330,15 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         if m.layout != "gpt2" and (m.d_model // m.n_heads) % 2:
             why = f"rotary positions need an even head size, {m.d_model} / {m.n_heads} is odd"
             refuse("model.n_heads", why, f"take model.d_model = {m.d_model + m.n_heads}, or other heads")
-        if m.embeddings:
-            why = "only the lstm family starts from given vectors"
-            refuse("model.embeddings", why, 'leave it out, or set model.family = "lstm"')
+    if m.family == "bert" and m.d_model % m.n_heads:
+        refuse("model.d_model", f"{m.d_model} is not divisible by model.n_heads = {m.n_heads}", "take a multiple of it")
+    if m.embeddings and m.family not in ("lstm", "textcnn"):
+        why = "only the families lstm and textcnn start from given vectors"
+        refuse("model.embeddings", why, 'leave it out, or set model.family = "lstm"')
+    if recipe.task.kind == "language" and m.family not in ("gpt", "lstm"):
+        refuse("model.family", f"a {m.family} writes no text", 'set task.kind = "classification", or take gpt or lstm')
+    if recipe.task.kind == "regression" and not recipe.task.score_column:
+        refuse("task.kind", "regression learns numbers, and no column of them is named", "set task.score_column")
     if recipe.tokenizer.vocab_size != "auto" and recipe.tokenizer.kind == "bpe" and recipe.tokenizer.vocab_size < 258:
         refuse(
             "tokenizer.vocab_size",

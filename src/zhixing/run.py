@@ -8,6 +8,7 @@ A run directory is an ordinary transformers model directory that also holds how 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -93,18 +94,23 @@ def train(source: str, *overrides: str, out: str | None = None, resume: bool = F
     folder to make (runs/NAME if not given); with `resume` the run in it goes on from its newest good checkpoint.
     InputError says what cannot be used and how to mend it.
     """
+    with started(source, out, resume, *overrides) as (run_dir, parallel):
+        return _train(asked_recipe(source, list(overrides)), run_dir, resume, parallel)
+
+
+@contextlib.contextmanager
+def started(source: str, out: str | None, resume: bool, *overrides: str) -> Iterator[tuple[Path, Parallel]]:
+    """The folder of a run that is about to be trained, locked by the first process, and the processes."""
     keep_memory()
-    with parallel_from_environment() as parallel:
+    with parallel_from_environment() as parallel, contextlib.ExitStack() as stack:
         if parallel.world > 1:
             die_with_parent()
         _refuse_unwritable(source, out or "", *overrides)
-        asked = _asked_recipe(source, list(overrides))
         run_dir = _run_dir(source, out, resume)
         parallel.barrier()  # the others must have looked at the folder before the first one writes into it
         if parallel.main:
-            with run_lock(run_dir):
-                return _train(asked, run_dir, resume, parallel)
-        return _train(asked, run_dir, resume, parallel)
+            stack.enter_context(run_lock(run_dir))
+        yield run_dir, parallel
 
 
 def _refuse_unwritable(*texts: str) -> None:
@@ -119,7 +125,7 @@ def _refuse_unwritable(*texts: str) -> None:
             ) from None
 
 
-def _asked_recipe(source: str, overrides: list[str]) -> Recipe:
+def asked_recipe(source: str, overrides: list[str]) -> Recipe:
     path = Path(source)
     if source in recipe_names() or (path.suffix == ".toml" and not path.is_dir()):
         return load_recipe(source, overrides)
@@ -181,7 +187,7 @@ def _holds_files(folder: Path) -> bool:
 
 
 def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Run:
-    torch.set_num_threads(_threads(asked, parallel))
+    torch.set_num_threads(threads_of(asked, parallel))
     began = time.perf_counter()
     if parallel.main:
         _refuse_early(asked, run_dir)
@@ -192,7 +198,7 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
     tokenizer = Tokenizer.load(run_dir / "data" / "tokenizer")
     shards, heldout_shards = open_shards(run_dir / "data" / "train"), open_shards(run_dir / "data" / "heldout")
     recipe = _resolve(asked, tokenizer, shards, parallel)
-    recipe = _as_begun(recipe, asked, run_dir) if resume else recipe
+    recipe = as_begun(recipe, asked, run_dir) if resume else recipe
     max_len = recipe.model.max_len
     sequences = PackedSequences(shards, max_len, seed=recipe.train.seed)
     heldout = PackedSequences(heldout_shards, max_len, seed=0)
@@ -215,14 +221,14 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
     if parallel.main:
         atomic_write(run_dir / "recipe.toml", recipe.to_toml())
         say(plan.text())
-        say(_precision_line(asked, bf16, compiled))
+        say(precision_line(asked, bf16, compiled))
 
     torch.manual_seed(
         recipe.train.seed + 1 + parallel.rank
     )  # dropout's noise; initialisation has a generator of its own
     model = build_model(recipe, tokenizer, torch.Generator().manual_seed(recipe.train.seed))
     facts = {
-        "recipe": _recipe_hash(recipe),
+        "recipe": recipe_hash(recipe),
         "tokenizer": tokenizer.fingerprint(),
         "data": data_facts["fingerprint"],
         "torch": torch.__version__,
@@ -297,7 +303,7 @@ def _refuse_long_prompts(recipe: Recipe, tokenizer: Tokenizer) -> None:
             )
 
 
-def _threads(recipe: Recipe, parallel: Parallel) -> int:
+def threads_of(recipe: Recipe, parallel: Parallel) -> int:
     return max(1, usable_cores() // parallel.world) if recipe.train.threads == "auto" else recipe.train.threads
 
 
@@ -315,7 +321,7 @@ def _resolve(asked: Recipe, tokenizer: Tokenizer, shards: Shards, parallel: Para
         save_steps=min(often, steps) if t.save_steps == "auto" else t.save_steps,
         bf16=native_bf16() if t.bf16 == "auto" else t.bf16,
         compile=bool(compiler) and m.family == "gpt" if t.compile == "auto" else t.compile,
-        threads=_threads(asked, parallel),
+        threads=threads_of(asked, parallel),
     )
     recipe = replace(
         asked,
@@ -327,14 +333,14 @@ def _resolve(asked: Recipe, tokenizer: Tokenizer, shards: Shards, parallel: Para
     return recipe
 
 
-def _recipe_hash(recipe: Recipe) -> str:
+def recipe_hash(recipe: Recipe) -> str:
     values = recipe.to_dict()
     for key in MACHINE_KEYS:
         del values["train"][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _as_begun(recipe: Recipe, asked: Recipe, run_dir: Path) -> Recipe:
+def as_begun(recipe: Recipe, asked: Recipe, run_dir: Path) -> Recipe:
     """The recipe to resume with: it must be the run's own; what "auto" chose for the machine stays as it was."""
     path = run_dir / "recipe.toml"
     if not path.exists():
@@ -358,7 +364,7 @@ def _as_begun(recipe: Recipe, asked: Recipe, run_dir: Path) -> Recipe:
     return replace(recipe, train=t)
 
 
-def _precision_line(asked: Recipe, bf16: bool, compiled: bool) -> str:
+def precision_line(asked: Recipe, bf16: bool, compiled: bool) -> str:
     if bf16:
         numbers = "bf16 with fp32 weights"
     elif asked.train.bf16 == "auto":

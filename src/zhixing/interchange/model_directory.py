@@ -137,7 +137,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_size: int)
     with Progress("writing weights", total) as progress:
         for number, names in enumerate(shards, 1):
             file = WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            _replace_weights(folder / file, {name: tensors[name] for name in names})
+            replace_weights(folder / file, {name: tensors[name] for name in names})
             written |= dict.fromkeys(names, file)
             done += sum(sizes[name] for name in names)
             progress.update(done)
@@ -151,7 +151,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_size: int)
     fsync_path(folder)
 
 
-def _replace_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def replace_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     temporary = temporary_beside(path)
     try:
         write_safetensors(temporary, tensors)
@@ -210,9 +210,9 @@ def read_weights(folder: Path) -> tuple[Settings, dict[str, Tensor], dict[str, A
     try:
         settings = settings_of(config)
         places = _weight_files(folder)
-        headers = {name: shape for file, names in places.items() for name, shape in _header(file, names).items()}
+        headers = {name: shape for file, names in places.items() for name, shape in tensor_shapes(file, names).items()}
         check_shapes(headers, settings)
-        _check_manifest(folder, [*(folder / name for name in JSON_FILES), *places])
+        check_files(folder, [*(folder / name for name in JSON_FILES), *places])
         tensors: dict[str, Tensor] = {}
         for file in places:
             tensors |= {name: t for name, t in _tensors(file).items() if name in headers}
@@ -225,7 +225,7 @@ def read_weights(folder: Path) -> tuple[Settings, dict[str, Tensor], dict[str, A
     return settings, state, config
 
 
-class _NothingDrawn(TorchFunctionMode):
+class NothingDrawn(TorchFunctionMode):
     """Skip normal_ while modules are made: on the meta device it would import half of torch's compiler (70 MB)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -237,7 +237,7 @@ class _NothingDrawn(TorchFunctionMode):
 def build_model(settings: Settings, state: Mapping[str, Tensor]) -> Model | Encoder:
     """The model of these settings and weights, fp32, in eval mode. The caller has checked that they fit."""
     model: Model | Encoder
-    with torch.device("meta"), _NothingDrawn():  # no memory, no random numbers: the weights are at hand
+    with torch.device("meta"), NothingDrawn():  # no memory, no random numbers: the weights are at hand
         if isinstance(settings, BertSettings):
             heads: dict[str, type[Encoder]] = {"none": Bert, "masked_lm": BertMaskedLM, "classifier": BertClassifier}
             model = heads[settings.head](settings)
@@ -303,7 +303,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     raise InputError(f"there is no {WEIGHTS}", where=str(folder))
 
 
-def _check_manifest(folder: Path, files: list[Path]) -> None:
+def check_files(folder: Path, files: list[Path]) -> None:
     """Where the folder has a manifest: those of these files that it lists have its size and SHA-256."""
     if not (folder / MANIFEST).is_file():
         return
@@ -325,7 +325,7 @@ def _check_manifest(folder: Path, files: list[Path]) -> None:
             )
 
 
-def _header(file: Path, names: set[str] | None) -> dict[str, Shape]:
+def tensor_shapes(file: Path, names: set[str] | None = None) -> dict[str, Shape]:
     """Names and shapes of the tensors, without reading them. The library checks sizes against the file's length."""
     shapes = {}
     try:

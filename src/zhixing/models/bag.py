@@ -160,6 +160,11 @@ class BagClassifier(nn.Module):
         model.head.bias = nn.Parameter(torch.from_numpy(weights.bias))
         return model
 
+    def weights(self) -> BagWeights:
+        """What the compiled loops take, over the same memory."""
+        arrays = (tensor.detach().numpy() for tensor in (self.embedding.weight, self.head.weight, self.head.bias))
+        return BagWeights(self.settings, *arrays)
+
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, T) int64 -> (B, T, D)."""
         return self.embedding(ids)  # type: ignore[no-any-return]

@@ -125,6 +125,19 @@ class Tokenizer:
         before, after = self._ends
         return [*before, *ids, *after]
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids with the tokenizer's ends, and which characters of the text each stands for; (0, 0) for an end."""
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        place = 0
+        for piece in _pieces(_checked(text)):
+            encoding = self._inner.encode(piece, add_special_tokens=False)
+            ids += encoding.ids
+            spans += [(place + start, place + stop) for start, stop in encoding.offsets]
+            place += len(piece)
+        before, after = self._ends
+        return [*before, *ids, *after], [(0, 0)] * len(before) + spans + [(0, 0)] * len(after)
+
     @functools.cached_property
     def _ends(self) -> tuple[list[int], list[int]]:
         bare = self._inner.encode("a", add_special_tokens=False).ids

@@ -110,13 +110,13 @@ def fit(
     resume: bool = False,
     bf16: bool = False,
     compiled: bool = False,
-    bytes_per_token: float = math.nan,
+    bytes_per_token: float | None = None,
 ) -> FitResult:
     """Train `model` in place; leaves metrics.jsonl and checkpoints/ in run_dir and the model at its best step.
 
     `settings` must be resolved: max_steps, eval_steps and save_steps are numbers. `facts` (hashes of recipe, tokenizer
     and data, threads, dtype) are stored with each checkpoint and compared on resume. bytes_per_token turns held-out
-    nats into bits per byte. InputError: a loss or gradient that is not finite, a checkpoint of another run.
+    nats into bits per byte, where there is text to be predicted. InputError: a loss or gradient that is not finite, a checkpoint of another run.
     """
     t = settings
     assert isinstance(t.max_steps, int) and isinstance(t.eval_steps, int) and isinstance(t.save_steps, int)
@@ -166,14 +166,16 @@ def fit(
         """Measure held-out loss; True if training should stop."""
         loss = heldout_loss(model, objective, heldout, eval_settings, parallel, bf16)
         best = watch.see(state.step, train_loss, loss)
-        bits = loss / math.log(2) / bytes_per_token
+        bits = {} if bytes_per_token is None else {"eval_bits_per_byte": loss / math.log(2) / bytes_per_token}
         shown = recent_loss / recent_count if recent_count else train_loss  # since the last line of the log
         if log:
-            log.write({"step": state.step, "eval_loss": loss, "eval_bits_per_byte": bits, "best": best})
+            log.write({"step": state.step, "eval_loss": loss, **bits, "best": best})
             mark = "  best so far" if best else ""
             progress.close(
                 f"step {state.step:>6} of {t.max_steps}   training loss {shown:.3f}"
-                f"   held-out loss {loss:.3f}   {bits:.3f} bits per byte{mark}"
+                f"   held-out loss {loss:.3f}"
+                + "".join(f"   {value:.3f} bits per byte" for value in bits.values())
+                + mark
             )
             if watch.overfits() and not watch.said:
                 watch.said = True

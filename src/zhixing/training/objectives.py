@@ -7,9 +7,10 @@ small batches equal one large one exactly, ragged ones too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zhixing.models.products import onednn_leads, product
@@ -136,5 +137,41 @@ def next_token(label_smoothing: float = 0.0) -> Objective:
         inner: Any = getattr(model, "module", model)  # DDP keeps the model it wraps as .module
         loss = linear_cross_entropy(hidden, inner.head(), batch.targets, label_smoothing)
         return loss, (batch.targets != IGNORED).sum()
+
+    return objective
+
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+def label_texts(
+    problem_type: ProblemType, class_weights: Tensor | None = None, label_smoothing: float = 0.0
+) -> Objective:
+    """Say what a text is. batch.inputs (B, T), batch.mask (B, T) bool, and by problem type:
+
+        single label   -sum_n w_y log softmax(z_n)[y_n]                        targets (B,) int64, -100 = not counted
+        multi label    the binary cross-entropy of each label, over its mean    targets (B, C) 0 or 1
+        regression     sum_n (z_n - y_n)^2                                      targets (B,)
+
+    class_weights (C,) multiply the loss of a class (single label) or of its presence (multi label). The count is that
+    of texts (single label, regression) or of text-label pairs.
+    """
+
+    def objective(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        logits, targets = model(batch.inputs, batch.mask), batch.targets  # (B, C)
+        if problem_type == "regression":
+            loss = F.mse_loss(logits[:, 0], targets, reduction="sum")
+        elif problem_type == "multi_label_classification":
+            loss = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights, reduction="sum")
+        else:
+            loss = F.cross_entropy(
+                logits,
+                targets,
+                class_weights,
+                ignore_index=IGNORED,
+                label_smoothing=label_smoothing if model.training else 0.0,
+                reduction="sum",
+            )
+        return loss, (targets != IGNORED).sum()
 
     return objective

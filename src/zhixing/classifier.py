@@ -1,0 +1,757 @@
+"""Texts to labels, from data to a model that answers: `train_classifier`, `load_classifier`, `Classifier`, `Sentiment`.
+
+A classifier's run directory holds, beside what every run has (recipe.toml, metrics.jsonl, scores.json, facts.json,
+report.html, README.md, MANIFEST.json):
+
+    config.json model.safetensors tokenizer.json | vocabulary.json calibration.json     the model
+    data/train.jsonl                                                                    what it learnt from
+
+All families but the bag go through the one loop; the bag has compiled loops of its own (models/bag.py), which touch
+only the rows of the text at hand. A part of the training texts is held out to choose the best step and the temperature
+of the probabilities; the test texts are looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zhixing.errors import InputError
+from zhixing.evaluation.calibration import fit_temperature
+from zhixing.evaluation.classification import ClassifierScores
+from zhixing.evaluation.classification_report import text_summary, write_classification_report
+from zhixing.evaluation.classification_result import ClassificationResult, baselines, result_scores
+from zhixing.evaluation.comparison import Comparison, compare
+from zhixing.explain.explain import explain, label_scores
+from zhixing.explain.explanation import Explanation, Method
+from zhixing.explain.nearest import WordIndex
+from zhixing.explain.ngram_spans import NgramSpans
+from zhixing.files import MANIFEST, atomic_write, write_manifest
+from zhixing.interchange.classifier_directory import StoredClassifier, is_classifier, read_classifier, write_classifier
+from zhixing.interchange.model_directory import read_any_model
+from zhixing.interchange.word_vector_files import read_word_vectors
+from zhixing.models.bag import BagClassifier, BagTraining, predict_bag
+from zhixing.models.bert import Bert, BertClassifier, BertMaskedLM, BertSettings
+from zhixing.models.gpt import GPT, GPTClassifier, GPTClassifierSettings, GPTSettings
+from zhixing.models.lora import LoRASettings, add_lora, remove_lora
+from zhixing.models.lstm import LSTMClassifier, LSTMClassifierSettings
+from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
+from zhixing.progress import Progress, duration, quantity, say
+from zhixing.recipe import Recipe
+from zhixing.run import as_begun, peak_memory, precision_line, recipe_hash, threads_of
+from zhixing.tasks.bag import Bag, train_bag
+from zhixing.tasks.classification import (
+    OnTooLong,
+    Prediction,
+    ProblemType,
+    encode_texts,
+    predictions,
+    probabilities_of,
+    text_logits,
+)
+from zhixing.text.labelled import (
+    LabelledSettings,
+    LabelledText,
+    LabelledTexts,
+    LeakageReport,
+    check_labels,
+    has_test_part,
+    leakage,
+    read_labelled,
+    split_labelled,
+)
+from zhixing.tokens.bucketed import BucketedTexts
+from zhixing.tokens.ngrams import NgramSettings, NgramVocabulary, available_threads
+from zhixing.tokens.shards import open_shards, write_shards
+from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
+from zhixing.training.checkpoint import load_step, restore_model
+from zhixing.training.loop import FitResult, fit
+from zhixing.training.masking import MaskedSequences, masked_tokens
+from zhixing.training.objectives import IGNORED, label_texts
+from zhixing.training.optimizers import make_optimizers
+from zhixing.training.parallel import Parallel
+from zhixing.training.plan import d_ff, n_kv_heads, native_bf16, usable_cores
+
+MOST_STEPS = 100_000
+NOT_LEARNT = ("report", "personal_data")
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is learnt from, what chooses, and what measures."""
+
+    train: LabelledTexts
+    validation: LabelledTexts
+    test: LabelledTexts
+    leaked: LeakageReport
+    split: str  # how the test part came about
+
+
+def labelled_settings(recipe: Recipe) -> LabelledSettings:
+    """How the recipe reads rows."""
+    d, t = recipe.data, recipe.task
+    return LabelledSettings(
+        d.text_column, t.label_column, t.label_separator, t.score_column, d.on_bad_record, d.normalize
+    )
+
+
+def prepare(recipe: Recipe) -> Parts:
+    """Read, split and compare the texts; says what it did."""
+    settings, seed = labelled_settings(recipe), recipe.train.seed
+    texts = read_labelled(recipe.data.source, settings)
+    if recipe.task.test:
+        test, how = read_labelled(recipe.task.test, settings, part="test"), f"from {recipe.task.test}"
+    elif has_test_part(recipe.data.source):
+        test, how = read_labelled(recipe.data.source, settings, part="test"), "the test part that the data set ships"
+    else:
+        split = split_labelled(texts, recipe.data.heldout_fraction, seed)
+        texts, test, how = split.train, split.heldout, split.report.summary()
+    check_labels(texts.labels, test)
+    leaked = leakage(texts, test)
+    train, validation, _ = _validation(texts, recipe.task.validation_fraction, seed)
+    say(f"{len(texts):,} texts to learn from ({len(validation):,} of them choose the best step), {len(test):,} to test")
+    say(f"test: {how}")
+    say(leaked.summary())
+    return Parts(train, validation, test, leaked, how)
+
+
+def _validation(texts: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledTexts, LabelledTexts, str]:
+    """A share of the training texts that is not learnt from, by the hash of the seed and the place."""
+    if fraction == 0 or len(texts) < 20:
+        return texts, texts, "the training texts themselves"
+    order = np.random.default_rng([seed, 7]).permutation(len(texts))
+    count = max(1, round(fraction * len(texts)))
+    return texts.pick(sorted(order[count:].tolist())), texts.pick(sorted(order[:count].tolist())), ""
+
+
+def targets_of(texts: LabelledTexts, labels: Sequence[str], problem_type: ProblemType) -> Tensor:
+    """(N,) class ids, (N, C) zeros and ones, or (N,) numbers."""
+    if problem_type == "regression":
+        return torch.tensor([math.nan if item.score is None else item.score for item in texts], dtype=torch.float32)
+    number = {label: place for place, label in enumerate(labels)}
+    if problem_type == "single_label_classification":
+        return torch.tensor([number[item.labels[0]] if item.labels else IGNORED for item in texts])
+    table = torch.zeros(len(texts), len(labels))
+    for row, item in enumerate(texts):
+        table[row, [number[label] for label in item.labels]] = 1.0
+    return table
+
+
+def class_weights(texts: LabelledTexts, labels: Sequence[str]) -> dict[str, float]:
+    """N / (C n_c): a class weighs the more, the fewer texts it has (King & Zeng 2001)."""
+    counts = texts.label_counts
+    return {label: len(texts) / (len(labels) * counts.get(label, 1)) for label in labels}
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Classifier:
+    """Train what the recipe says into run_dir; called by `zhixing.train`, under the run's lock."""
+    torch.set_num_threads(threads_of(asked, parallel))
+    began = time.perf_counter()
+    if parallel.world > 1:
+        raise InputError(
+            "a classifier is trained by one process", mend="start it without torchrun; it uses every core by itself"
+        )
+    (run_dir / MANIFEST).unlink(missing_ok=True)
+    recipe = as_begun(asked, asked, run_dir) if resume else asked
+    parts = prepare(recipe)
+    problem = parts.train.problem_type
+    if (recipe.task.kind == "regression") != (problem == "regression"):
+        raise InputError(f"task.kind is {recipe.task.kind}", why=f"the texts are those of a {problem}")
+    labels = ("value",) if problem == "regression" else tuple(_all_labels(parts))
+    atomic_write(run_dir / "recipe.toml", recipe.to_toml())
+    train_began = time.perf_counter()
+    if recipe.model.family == "bag":
+        stored, result = _train_bag(recipe, parts, problem, run_dir), None
+    else:
+        stored, result = _train_network(recipe, parts, labels, problem, run_dir, resume, parallel)
+    training_seconds = time.perf_counter() - train_began
+    classifier = Classifier(run_dir, stored, recipe.task.on_too_long)
+    _finish(classifier, recipe, parts, result, training_seconds, time.perf_counter() - began)
+    return classifier
+
+
+def _all_labels(parts: Parts) -> list[str]:
+    return sorted({*parts.train.labels, *parts.validation.labels})
+
+
+def _pairs(texts: LabelledTexts) -> list[tuple[str, tuple[str, ...]]]:
+    if texts.problem_type == "regression":
+        return [(item.text, (repr(item.score),)) for item in texts]
+    return [(item.text, item.labels) for item in texts]
+
+
+def _train_bag(recipe: Recipe, parts: Parts, problem: ProblemType, run_dir: Path) -> StoredClassifier:
+    """One bag without the validation texts finds the temperature, then one learns from all of them."""
+    b = recipe.bag
+    ngrams = NgramSettings(b.words, b.ngrams, b.buckets, b.min_count, b.lowercase, b.once, b.min_chars, b.max_chars)
+    training = BagTraining(b.epochs, b.learning_rate, b.start, b.rates, b.dropout, b.threads, recipe.train.seed)
+    whole = replace(
+        parts.train,
+        texts=[*parts.train.texts, *(parts.validation.texts if parts.validation is not parts.train else [])],
+        places=[*parts.train.places, *(parts.validation.places if parts.validation is not parts.train else [])],
+    )
+
+    def fitted(texts: LabelledTexts) -> Bag:
+        balanced = recipe.task.class_weights == "balanced" and problem != "regression"
+        weights = class_weights(texts, texts.labels) if balanced else None
+        return train_bag(
+            _pairs(texts), ngrams, training, problem=problem, d_model=recipe.model.d_model, power=b.power,
+            class_weights=weights,
+        )  # fmt: skip
+
+    temperature = 1.0
+    same_labels = set(parts.train.labels) == set(whole.labels)
+    if parts.validation is not parts.train and problem != "regression" and same_labels:
+        first = fitted(parts.train)
+        found = _as_logits(first.predict([item.text for item in parts.validation]), problem)
+        temperature = fit_temperature(found, targets_of(parts.validation, first.labels, problem).numpy())
+    bag = fitted(whole)
+    atomic_write(run_dir / "metrics.jsonl", "")
+    return StoredClassifier(bag.classifier().eval(), bag.vocabulary, bag.labels, problem, temperature)
+
+
+def _as_logits(probabilities: NDArray[Any], problem: ProblemType) -> NDArray[np.float64]:
+    """Logits that give these probabilities; numbers stay numbers."""
+    p = probabilities.astype(np.float64)
+    if problem == "regression":
+        return p
+    p = p.clip(1e-12, 1 - 1e-12)
+    result: NDArray[np.float64] = np.log(p) - np.log1p(-p) if problem == "multi_label_classification" else np.log(p)
+    return result
+
+
+def _train_network(
+    recipe: Recipe,
+    parts: Parts,
+    labels: tuple[str, ...],
+    problem: ProblemType,
+    run_dir: Path,
+    resume: bool,
+    parallel: Parallel,
+) -> tuple[StoredClassifier, FitResult]:
+    seed = recipe.train.seed
+    torch.manual_seed(seed + 1)  # dropout's noise; initialisation has a generator of its own
+    generator = torch.Generator().manual_seed(seed)
+    tokenizer = _tokenizer(recipe, parts, run_dir)
+    model = _network(recipe, tokenizer, len(labels), generator)
+    max_len = model.settings.max_len
+    sides = []
+    for texts in (parts.train, parts.validation):
+        encoded = encode_texts(
+            [item.text for item in texts], tokenizer, max_len, recipe.task.on_too_long, places=texts.places
+        )
+        owners = torch.from_numpy(encoded.owners)
+        size = recipe.train.per_device_train_batch_size
+        sides.append(
+            BucketedTexts(encoded.rows, targets_of(texts, labels, problem)[owners], tokenizer.pad_id, size, seed)
+        )
+        if encoded.too_long:
+            did = {"truncate": "cut", "split": "split"}[recipe.task.on_too_long]
+            say(f"{encoded.too_long:,} of {len(texts):,} texts are longer than {max_len} tokens and were {did}")
+    recipe = _resolved(recipe, len(sides[0]))
+    bf16 = recipe.train.bf16 is True
+    if recipe.task.pretrain_steps and not (run_dir / "checkpoints").exists():
+        assert isinstance(model, BertClassifier)
+        _pretrain(model, tokenizer, recipe, parts, run_dir, bf16)
+    if recipe.model.lora_rank:
+        add_lora(model, LoRASettings(rank=recipe.model.lora_rank, alpha=2.0 * recipe.model.lora_rank), generator)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    say(
+        f"{recipe.model.family}: {quantity(sum(p.numel() for p in model.parameters()))} parameters"
+        f" ({quantity(trained)} trained), {recipe.train.max_steps} steps of"
+        f" {recipe.train.per_device_train_batch_size} texts"
+    )
+    say(precision_line(recipe, bf16, False))
+    weights = None
+    if recipe.task.class_weights == "balanced" and problem != "regression":
+        by_label = class_weights(parts.train, labels)
+        weights = torch.tensor([by_label[label] for label in labels])
+    facts = {
+        "recipe": recipe_hash(recipe),
+        "tokenizer": tokenizer.fingerprint(),
+        "data": parts.train.fingerprint()[:16],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "dtype": "bfloat16" if bf16 else "float32",
+    }
+    result = fit(
+        model,
+        label_texts(problem, weights, recipe.train.label_smoothing_factor),
+        make_optimizers(model, recipe.train, torch.bfloat16 if native_bf16() else torch.float32),
+        sides[0],
+        sides[1],
+        recipe.train,
+        replace(recipe.eval, max_sequences=len(sides[1])),
+        run_dir,
+        facts,
+        parallel,
+        resume=resume,
+        bf16=bf16,
+    )
+    if result.ended == "signal":
+        say(f"go on with:  zhixing train ... --out {run_dir} --resume")
+        raise SystemExit(result.exit_code)
+    if result.best_step >= 0:
+        restore_model(model, load_step(run_dir, result.best_step).model)
+    if recipe.model.lora_rank:
+        remove_lora(model)
+    stored = StoredClassifier(model.eval(), tokenizer, labels, problem, 1.0)
+    if problem != "regression" and parts.validation is not parts.train:
+        logits = Classifier(run_dir, stored, recipe.task.on_too_long).logits([item.text for item in parts.validation])
+        stored = replace(
+            stored, temperature=fit_temperature(logits, targets_of(parts.validation, labels, problem).numpy())
+        )
+    return stored, result
+
+
+def _tokenizer(recipe: Recipe, parts: Parts, run_dir: Path) -> Tokenizer:
+    """The run's own from an earlier start, that of the model to start from, one by path, or a new one."""
+    if (run_dir / "data" / "tokenizer").exists():
+        return Tokenizer.load(run_dir / "data" / "tokenizer")
+    if recipe.task.start or recipe.tokenizer.path:
+        tokenizer = Tokenizer.load(Path(recipe.task.start or recipe.tokenizer.path))
+    else:
+        texts = [item.text for item in parts.train]
+        t = recipe.tokenizer
+        size = auto_vocab_size(sum(len(text.encode()) for text in texts)) if t.vocab_size == "auto" else t.vocab_size
+        tokenizer = train_tokenizer(texts, t.kind, size, lowercase=t.lowercase)
+    (run_dir / "data" / "tokenizer").mkdir(parents=True, exist_ok=True)
+    tokenizer.save(run_dir / "data" / "tokenizer")
+    return tokenizer
+
+
+def _network(recipe: Recipe, tokenizer: Tokenizer, n_labels: int, generator: torch.Generator) -> Any:
+    """The recipe's model, fresh or with the weights of the model it starts from."""
+    m, size = recipe.model, tokenizer.vocab_size
+    start = read_any_model(Path(recipe.task.start))[0] if recipe.task.start else None
+    if m.family == "bert":
+        settings = BertSettings(size, d_model=m.d_model, n_layers=m.n_layers, n_heads=m.n_heads,
+                                d_ff=4 * m.d_model if m.d_ff == "auto" else m.d_ff, max_len=m.max_len,
+                                dropout=m.dropout, n_labels=n_labels)  # fmt: skip
+        if start is None:
+            return BertClassifier(settings, generator)
+        encoder = start if isinstance(start, Bert) else getattr(start, "encoder", None)
+        if not isinstance(encoder, Bert):
+            raise InputError("task.start is no bert", where=recipe.task.start, mend="give a folder of that family")
+        model = BertClassifier(replace(encoder.settings, n_labels=n_labels), generator)
+        model.encoder.load_state_dict(encoder.state_dict(), strict=False)
+        return model
+    if m.family == "gpt":
+        if start is not None and not isinstance(start, GPT):
+            raise InputError("task.start is no gpt", where=recipe.task.start, mend="give a run of that family")
+        gpt = start.settings if isinstance(start, GPT) else GPTSettings(
+            size, m.layout, m.d_model, m.n_layers, m.n_heads, n_kv_heads(m), d_ff(m), m.max_len, m.dropout
+        )  # fmt: skip
+        classifier = GPTClassifier(GPTClassifierSettings(gpt, n_labels), generator)
+        if isinstance(start, GPT):
+            classifier.start_from(start)
+        return classifier
+    model_: TextCNNClassifier | LSTMClassifier
+    if m.family == "textcnn":
+        model_ = TextCNNClassifier(
+            TextCNNSettings(size, n_labels, m.d_model, m.max_len, n_filters=m.n_filters, dropout=m.dropout,
+                            freeze_embeddings=m.freeze_embeddings), generator)  # fmt: skip
+    else:
+        model_ = LSTMClassifier(
+            LSTMClassifierSettings(size, n_labels, m.d_model, m.d_model, m.n_layers, m.max_len, m.dropout,
+                                   m.freeze_embeddings), generator)  # fmt: skip
+    if m.embeddings:
+        words = [tokenizer.decode([i]).strip() for i in range(size)]
+        model_.load_embeddings(*read_word_vectors(Path(m.embeddings), words))
+    return model_
+
+
+def _pretrain(
+    model: BertClassifier, tokenizer: Tokenizer, recipe: Recipe, parts: Parts, run_dir: Path, bf16: bool
+) -> None:
+    """Masked language modelling on the training texts, unlabelled, before their labels (Gururangan et al. 2020)."""
+    say(f"first {recipe.task.pretrain_steps} steps of masked language modelling on the training texts")
+    folder = run_dir / "pretraining"
+    shards = []
+    for name, texts in (("train", parts.train), ("heldout", parts.validation)):
+        if not (folder / name).exists():
+            write_shards([item.text for item in texts], tokenizer, folder / name)
+        shards.append(open_shards(folder / name))
+    length = model.settings.max_len
+    masked = BertMaskedLM(replace(model.settings, n_labels=0), torch.Generator().manual_seed(recipe.train.seed))
+    steps = recipe.task.pretrain_steps
+    settings = replace(
+        recipe.train, max_steps=steps, eval_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
+        early_stopping_patience=0, label_smoothing_factor=0.0,
+    )  # fmt: skip
+    facts = {
+        "recipe": recipe_hash(recipe),
+        "tokenizer": tokenizer.fingerprint(),
+        "data": parts.train.fingerprint()[:16],
+    }
+    fit(
+        masked, masked_tokens(), make_optimizers(masked, settings, torch.bfloat16 if native_bf16() else torch.float32),
+        MaskedSequences(shards[0], tokenizer, length, recipe.train.seed),
+        MaskedSequences(shards[1], tokenizer, length, 0), settings, recipe.eval, folder, facts,
+        resume=(folder / "checkpoints").exists(), bf16=bf16,
+    )  # fmt: skip
+    model.encoder.load_state_dict(masked.encoder.state_dict(), strict=False)
+
+
+def _resolved(recipe: Recipe, n_rows: int) -> Recipe:
+    """Every "auto" of training as a value."""
+    t = recipe.train
+    per_step = t.per_device_train_batch_size * t.gradient_accumulation_steps
+    steps = min(MOST_STEPS, max(1, math.ceil(t.num_train_epochs * n_rows / per_step)))
+    steps = steps if t.max_steps == "auto" else t.max_steps
+    often = max(1, math.ceil(steps / 20))
+    return replace(
+        recipe,
+        train=replace(
+            t,
+            max_steps=steps,
+            eval_steps=often if t.eval_steps == "auto" else t.eval_steps,
+            save_steps=often if t.save_steps == "auto" else t.save_steps,
+            bf16=native_bf16() if t.bf16 == "auto" else t.bf16,
+            compile=False,
+            threads=torch.get_num_threads(),
+        ),
+    )
+
+
+def _finish(
+    classifier: Classifier,
+    recipe: Recipe,
+    parts: Parts,
+    result: FitResult | None,
+    training_seconds: float,
+    seconds: float,
+) -> None:
+    """Measure on the test texts and leave the run directory complete."""
+    run_dir, stored = classifier.path, classifier.stored
+    began = time.perf_counter()
+    parameters = sum(p.numel() for p in stored.model.parameters())
+    facts: dict[str, Any] = {
+        "data": {
+            "source": recipe.data.source,
+            "train": {"documents": len(parts.train) + len(parts.validation) * (parts.validation is not parts.train)},
+            "test": {
+                "documents": len(parts.test),
+                "how": parts.split,
+                "exact_duplicates": parts.leaked.exact,
+                "near_duplicates": parts.leaked.near,
+            },
+            "counts": dataclasses.asdict(parts.train.counts),
+        },
+        "model": {"family": recipe.model.family, "parameters": parameters, "labels": list(stored.labels)},
+        "run": {
+            "training_seconds": round(training_seconds, 1),
+            "total_seconds": round(seconds, 1),
+            "peak_memory_bytes": peak_memory(),
+            "seed": recipe.train.seed,
+            "temperature": stored.temperature,
+            **({"steps": result.step, "best_step": result.best_step, "ended": result.ended} if result else {}),
+        },
+    }
+    answers = classifier.result(parts.test, name=run_dir.name, facts=facts, seed=recipe.train.seed, train=parts.train)
+    facts["run"]["texts_per_second"] = round(len(parts.test) / (time.perf_counter() - began), 1)
+    scores = result_scores(answers)
+    written = {"model": scores.to_dict(), "baselines": baselines(answers)}
+    atomic_write(run_dir / "scores.json", json.dumps(written, ensure_ascii=False, indent=1))
+    atomic_write(run_dir / "facts.json", json.dumps(facts, ensure_ascii=False, indent=1))
+    rows = (
+        {"text": item.text, "labels": list(item.labels), "score": item.score, "group": item.group}
+        for texts in ((parts.train, parts.validation) if parts.validation is not parts.train else (parts.train,))
+        for item in texts
+    )
+    (run_dir / "data").mkdir(exist_ok=True)
+    atomic_write(run_dir / "data" / "train.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    atomic_write(
+        run_dir / "data" / "test.jsonl",
+        "".join(
+            json.dumps({"text": i.text, "labels": list(i.labels), "score": i.score}, ensure_ascii=False) + "\n"
+            for i in parts.test
+        ),
+    )
+    write_classifier(run_dir, stored)
+    write_classification_report(run_dir / "report.html", answers, run_dir=run_dir, scores=scores)
+    atomic_write(run_dir / "README.md", _card(run_dir, recipe, parts, scores, written["baselines"], facts))
+    write_manifest(run_dir, {"kind": "classifier", "step": result.best_step if result else 0})
+    say(text_summary(answers, scores=scores))
+    say(f"done in {duration(seconds)}; look at {run_dir / 'report.html'}")
+    example = json.dumps(parts.test[0].text[:60], ensure_ascii=False)
+    say(f"next:  zhixing classify {run_dir} {example} --explain")
+
+
+def _card(
+    run_dir: Path,
+    recipe: Recipe,
+    parts: Parts,
+    scores: ClassifierScores,
+    others: dict[str, float],
+    facts: dict[str, Any],
+) -> str:
+    """The model card: what it is, what it learnt from, how well it does, and what it is not for."""
+    main = {name: s for name, s in scores.scores.items()}
+    rows = [f"| {name} | {s.value:.4f} | {s.low:.4f} to {s.high:.4f} |" for name, s in main.items()]
+    tag = "text-classification"
+    labels = ", ".join(facts["model"]["labels"][:60])
+    return "\n".join(
+        [
+            "---",
+            "library_name: zhixing",
+            f"pipeline_tag: {tag}",
+            "---",
+            f"# {run_dir.name}",
+            "",
+            f"A text classifier of the family {recipe.model.family}, trained with zhixing (知行) on"
+            f" {facts['data']['train']['documents']:,} texts of {recipe.data.source!r}. Labels: {labels}.",
+            "",
+            f"Measured on {len(parts.test):,} test texts ({parts.split}); {parts.leaked.summary()}.",
+            "",
+            "| score | value | 95 % |",
+            "|---|---|---|",
+            *rows,
+            "",
+            "Beside it, without learning: " + ", ".join(f"{k} {v:.4f}" for k, v in others.items()) + ".",
+            "",
+            f"Probabilities are calibrated by a temperature of {facts['run']['temperature']:.3f}. The scores hold for texts like"
+            " those of the test set; nothing was measured on others, nor between groups of people.",
+            "",
+            "```python",
+            "import zhixing",
+            f"clf = zhixing.load({str(run_dir)!r})",
+            'print(clf("..."))',
+            "```",
+            "",
+        ]
+    )
+
+
+# ---- using a classifier ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Classifier:
+    """A trained classifier: call it with a text or a list of texts."""
+
+    path: Path
+    stored: StoredClassifier
+    on_too_long: OnTooLong = "truncate"
+    too_long: int = 0  # texts seen so far that were longer than the model reads
+
+    @property
+    def model(self) -> nn.Module:
+        return self.stored.model
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.stored.labels
+
+    @property
+    def problem_type(self) -> ProblemType:
+        return self.stored.problem_type
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """What makes ids and their places in the text: what explanation asks for."""
+        reader = self.stored.reader
+        return NgramSpans(reader) if isinstance(reader, NgramVocabulary) else reader
+
+    @overload
+    def __call__(self, texts: str) -> Prediction: ...
+    @overload
+    def __call__(self, texts: Sequence[str]) -> list[Prediction]: ...
+    def __call__(self, texts: str | Sequence[str]) -> Prediction | list[Prediction]:
+        """The answer to a text, or to each of a list."""
+        answers = predictions(
+            self.probabilities([texts] if isinstance(texts, str) else texts), self.labels, self.problem_type
+        )
+        return answers[0] if isinstance(texts, str) else answers
+
+    def logits(self, texts: Sequence[str]) -> NDArray[np.floating]:
+        """Logits (N, C), not yet divided by the temperature."""
+        for number, text in enumerate(texts):
+            if not text.strip():
+                raise InputError("a text is empty", where=f"text {number + 1}", mend="give a text with a word in it")
+        stored = self.stored
+        if not texts:
+            return np.empty((0, len(self.labels)), np.float32)
+        if isinstance(stored.reader, NgramVocabulary):
+            assert isinstance(stored.model, BagClassifier)
+            features = stored.reader.features(texts)
+            threads = available_threads() if len(texts) > 512 else 1
+            found = predict_bag(stored.model.weights(), features.ids, features.starts, threads)
+            return _as_logits(found, self.problem_type)
+        settings: Any = stored.model.settings
+        encoded = encode_texts(texts, stored.reader, settings.max_len, self.on_too_long)
+        self.too_long += encoded.too_long
+        with Progress("classifying", len(encoded.rows), "texts") as progress:
+            return text_logits(stored.model, encoded, stored.reader.pad_id, progress.update)
+
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Calibrated probabilities (N, C); the numbers (N, 1) of a regression."""
+        return probabilities_of(self.logits(texts), self.problem_type, self.stored.temperature)
+
+    def result(
+        self,
+        texts: LabelledTexts,
+        *,
+        name: str = "",
+        facts: dict[str, Any] | None = None,
+        seed: int = 0,
+        train: LabelledTexts | None = None,
+    ) -> ClassificationResult:
+        """The answers to labelled texts beside what is right: what scores, report and comparison take."""
+        before = self.too_long
+        p = self.probabilities([item.text for item in texts])
+        facts = facts if facts is not None else {"data": {"source": texts.source, "test": {}}}
+        facts.setdefault("data", {}).setdefault("test", {}).update(
+            too_long=self.too_long - before, on_too_long=self.on_too_long
+        )
+        graded, several = self.problem_type == "regression", self.problem_type == "multi_label_classification"
+        targets = targets_of(texts, self.labels, self.problem_type).numpy()
+        guesses = p[:, 0] if graded else (p > 0.5).astype(np.int64) if several else p.argmax(axis=1)
+        counts = train.label_counts if train is not None else None
+        return ClassificationResult(
+            [] if graded else list(self.labels),
+            targets,
+            guesses,
+            None if graded else p,
+            [item.text for item in texts],
+            self.problem_type,
+            name or self.path.name,
+            self.stored.temperature,
+            None if counts is None or graded else np.array([counts.get(label, 0) for label in self.labels]),
+            float(np.mean([i.score for i in train if i.score is not None])) if graded and train is not None else None,
+            {},
+            facts,
+            seed,
+        )
+
+    def evaluate(self, data: str | None = None) -> tuple[ClassificationResult, ClassifierScores]:
+        """Measure on labelled texts by name or path; on the run's own test part if not given."""
+        result = self.result(self.read(data))
+        return result, result_scores(result)
+
+    def read(self, data: str | None) -> LabelledTexts:
+        """Labelled texts whose labels the model knows."""
+        recipe = self.recipe
+        settings = labelled_settings(recipe) if recipe else LabelledSettings()
+        if data is None:
+            kept = self.path / "data" / "test.jsonl"
+            if not kept.exists():
+                raise InputError(
+                    "this run has no test texts of its own", where=str(self.path), mend="name a labelled file"
+                )
+            return self._kept("test")
+        texts = read_labelled(data, settings, part="test")
+        if self.problem_type != "regression":
+            check_labels(self.labels, texts)
+        return texts
+
+    def _kept(self, part: Literal["train", "test"]) -> LabelledTexts:
+        path = self.path / "data" / f"{part}.jsonl"
+        items, places = [], []
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            raw = json.loads(line)
+            items.append(LabelledText(raw["text"], tuple(raw["labels"]), raw["score"], raw.get("group") or ""))
+            places.append(f"{path}:{number}")
+        return LabelledTexts(str(self.path), items, places, self.problem_type)
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """The recipe that made it, where the folder has one."""
+        from zhixing.recipe import parse_recipe
+
+        path = self.path / "recipe.toml"
+        return parse_recipe(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+
+    @cached_property
+    def training_index(self) -> WordIndex | None:
+        """The training texts, to find those that are like another; None where the folder does not hold them."""
+        return WordIndex(self._kept("train").texts) if (self.path / "data" / "train.jsonl").exists() else None
+
+    def explain(
+        self, text: str, *, method: Literal["auto"] | Method = "auto", nearest: int = 3, label: str | None = None
+    ) -> Explanation:
+        """Why this answer: the words that speak for and against it, and the training texts nearest to it."""
+        index = self.training_index if nearest else None
+        return explain(
+            self, text, method=method, nearest=nearest if index is not None else 0, training=index, label=label,
+            problem_type=self.problem_type, temperature=self.stored.temperature,
+        )  # fmt: skip
+
+    def scores_of(self, label: str) -> Any:
+        """The score that `explain` explains, as a function of texts: for deletion tests."""
+        return label_scores(self, label, problem_type=self.problem_type, temperature=self.stored.temperature)
+
+    def show(self) -> str:
+        """What the run is and how it went, for a terminal."""
+        card = self.path / "README.md"
+        return card.read_text(encoding="utf-8") if card.exists() else f"{self.path}: labels {', '.join(self.labels)}"
+
+
+@dataclass(frozen=True)
+class SentimentScore:
+    """How a text feels: the label, its probability, and a number from -1 (negative) to 1 (positive)."""
+
+    label: str
+    probability: float
+    polarity: float
+
+
+@dataclass(frozen=True)
+class Sentiment:
+    """A classifier of opinions: its labels are "negative" and "positive", perhaps with others between."""
+
+    classifier: Classifier
+
+    def __post_init__(self) -> None:
+        if not {"negative", "positive"} <= set(self.classifier.labels):
+            raise InputError(
+                "this classifier does not tell negative from positive",
+                where=str(self.classifier.path),
+                why=f"its labels are {', '.join(self.classifier.labels[:20])}",
+                mend="train one: zhixing train rotten-tomatoes",
+            )
+
+    def __call__(self, texts: Sequence[str]) -> list[SentimentScore]:
+        """A score for each text."""
+        return [
+            SentimentScore(p.label, p.probability, p.probabilities["positive"] - p.probabilities["negative"])
+            for p in self.classifier(list(texts))
+        ]
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """A trained classifier, or a BERT or DistilBERT one of transformers."""
+    folder = Path(path)
+    if not is_classifier(folder):
+        raise InputError("this is no classifier", where=str(folder), mend="give the run of a classification recipe")
+    torch.set_num_threads(usable_cores())
+    stored = read_classifier(folder)
+    classifier = Classifier(folder, stored)
+    if classifier.recipe is not None:
+        classifier.on_too_long = classifier.recipe.task.on_too_long
+    return classifier
+
+
+def compare_runs(first: str, second: str, data: str | None = None) -> Comparison:
+    """Two classifiers on the same texts: scores, their difference with its interval, McNemar's test."""
+    a, b = load_classifier(first), load_classifier(second)
+    texts = a.read(data)
+    return compare(a.result(texts, name=a.path.name), b.result(texts, name=b.path.name))

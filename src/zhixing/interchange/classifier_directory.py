@@ -1,0 +1,211 @@
+"""A classifier as a folder: what `zhixing.load` needs to answer, whatever its family.
+
+    bert                     as transformers has it (model_directory.py): AutoModelForSequenceClassification loads it
+    bag, textcnn, lstm, gpt  config.json with our own model_type, model.safetensors in our names, and tokenizer.json, or
+                             vocabulary.json with the words of a bag
+    calibration.json         all: the temperature that makes probabilities of logits
+
+A config.json is somebody's word: the families are a literal table, each setting is checked by the family's dataclass,
+and the tensors must have the names and shapes that follow from it before one is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from zhixing.errors import InputError
+from zhixing.files import MANIFEST, atomic_write
+from zhixing.interchange.model_directory import (
+    CONFIG,
+    WEIGHTS,
+    NothingDrawn,
+    check_fingerprint,
+    check_files,
+    read_any_model,
+    read_json,
+    replace_weights,
+    tensor_shapes,
+    write_model_directory,
+)
+from zhixing.interchange.transformers_layout import LabelFacts, labels_of
+from zhixing.models.bag import BagClassifier, BagSettings
+from zhixing.models.bert import BertClassifier
+from zhixing.models.gpt import GPTClassifier, GPTClassifierSettings, GPTSettings
+from zhixing.models.lstm import LSTMClassifier, LSTMClassifierSettings
+from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
+from zhixing.tasks.classification import ProblemType
+from zhixing.tokens.ngrams import NgramSettings, NgramVocabulary
+from zhixing.tokens.tokenizer import Tokenizer
+from zhixing.training.checkpoint import read_safetensors
+
+CALIBRATION, VOCABULARY = "calibration.json", "vocabulary.json"
+FAMILIES: dict[str, tuple[type[nn.Module], type]] = {
+    "zhixing_bag": (BagClassifier, BagSettings),
+    "zhixing_textcnn": (TextCNNClassifier, TextCNNSettings),
+    "zhixing_lstm_classifier": (LSTMClassifier, LSTMClassifierSettings),
+    "zhixing_gpt_classifier": (GPTClassifier, GPTClassifierSettings),
+}
+
+
+@dataclass(frozen=True)
+class StoredClassifier:
+    """What a folder holds. `reader` turns text into ids: a tokenizer, or a bag's vocabulary."""
+
+    model: nn.Module
+    reader: Tokenizer | NgramVocabulary
+    labels: tuple[str, ...]
+    problem_type: ProblemType
+    temperature: float
+
+
+def write_classifier(folder: Path, stored: StoredClassifier) -> None:
+    """Write the files into `folder`, which may hold others; config.json comes last. bert goes the way of its own."""
+    labels = LabelFacts(stored.labels, stored.problem_type)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    atomic_write(folder / CALIBRATION, json.dumps({"temperature": stored.temperature}) + "\n")
+    if isinstance(stored.model, BertClassifier):
+        assert isinstance(stored.reader, Tokenizer)
+        write_model_directory(folder, stored.model, stored.reader, labels=labels)
+        return
+    model_type = next(name for name, (cls, _) in FAMILIES.items() if type(stored.model) is cls)
+    config: dict[str, Any] = {
+        "model_type": model_type,
+        "architectures": [type(stored.model).__name__],
+        "settings": dataclasses.asdict(typing.cast(Any, stored.model.settings)),
+        "id2label": {str(i): name for i, name in enumerate(stored.labels)},
+        "label2id": {name: i for i, name in enumerate(stored.labels)},
+        "problem_type": stored.problem_type,
+    }
+    if isinstance(stored.reader, Tokenizer):
+        stored.reader.save(folder)
+        config["zhixing"] = {"tokenizer_fingerprint": stored.reader.fingerprint()}
+    else:
+        words = {
+            "settings": dataclasses.asdict(stored.reader.settings),
+            "words": stored.reader.words,
+            "counts": [int(count) for count in stored.reader.counts],
+        }
+        atomic_write(folder / VOCABULARY, json.dumps(words, ensure_ascii=False) + "\n")
+    tensors = {name: tensor.detach() for name, tensor in stored.model.state_dict().items()}
+    replace_weights(folder / WEIGHTS, tensors)
+    atomic_write(folder / CONFIG, json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether the folder's config.json is a classifier's."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return False
+    config = read_json(path)
+    names = config.get("architectures")
+    of_transformers = isinstance(names, list) and any(str(n).endswith("ForSequenceClassification") for n in names)
+    return config.get("model_type") in FAMILIES or of_transformers
+
+
+def read_classifier(folder: Path) -> StoredClassifier:
+    """The classifier of a folder, in eval mode. InputError where something is missing, damaged or of another run."""
+    config = read_json(folder / CONFIG)
+    temperature = 1.0
+    if (folder / CALIBRATION).exists():
+        temperature = read_json(folder / CALIBRATION).get("temperature", 1.0)
+        if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+            raise InputError(f"a temperature of {temperature!r} cannot be", where=str(folder / CALIBRATION))
+    if config.get("model_type") not in FAMILIES:
+        model, tokenizer, config = read_any_model(folder)
+        if not isinstance(model, BertClassifier):
+            raise InputError("the model has no labels", where=str(folder), mend="give a classifier's folder")
+        facts = labels_of(config)
+        return StoredClassifier(model, tokenizer, facts.names, facts.problem_type, temperature)
+    check_files(folder, [folder / CONFIG, folder / WEIGHTS])
+    facts = labels_of(config)
+    family, settings_type = FAMILIES[config["model_type"]]
+    place = f"{folder / CONFIG}, settings"
+    raw = config.get("settings")
+    settings = _settings(settings_type, raw, place)
+    if settings.n_labels != len(facts.names) and facts.problem_type != "regression":
+        raise InputError(f"{len(facts.names)} labels for {settings.n_labels} outputs", where=str(folder / CONFIG))
+    with torch.device("meta"), NothingDrawn():
+        empty = family(settings)
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(f"there is no {WEIGHTS}", where=str(folder))
+    found = tensor_shapes(folder / WEIGHTS)
+    if found != expected:
+        odd = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))[0]
+        raise InputError(
+            f"{odd} is {found.get(odd)} in the file, {expected.get(odd)} by the settings", where=str(folder / WEIGHTS)
+        )
+    reader: Tokenizer | NgramVocabulary
+    if family is BagClassifier:
+        reader = _vocabulary(folder / VOCABULARY, settings.vocab_size)
+    else:
+        reader = Tokenizer.load(folder)
+        check_fingerprint(config, reader, folder)
+        if reader.vocab_size != settings.vocab_size:
+            raise InputError(
+                f"the tokenizer has {reader.vocab_size} tokens, the model {settings.vocab_size}", where=str(folder)
+            )
+    model = family(settings)
+    try:
+        model.load_state_dict(read_safetensors(folder / WEIGHTS))
+    except ValueError as error:
+        raise InputError("the weights are damaged", where=str(folder / WEIGHTS), why=str(error)[:200]) from None
+    return StoredClassifier(model.eval(), reader, facts.names, facts.problem_type, float(temperature))
+
+
+def _settings(kind: type, raw: Any, place: str) -> Any:
+    """A settings dataclass from JSON: the keys must be its fields, the values of their types."""
+    if not isinstance(raw, dict):
+        raise InputError("the settings must be a table", where=place)
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(raw) - set(fields)):
+        raise InputError(f"unknown setting {unknown[0][:80]!r}", where=place)
+    values = {}
+    for name, value in raw.items():
+        hint = hints[name]
+        if hint is GPTSettings:
+            value = _settings(GPTSettings, value, f"{place}.{name}")
+        elif hint == tuple[int, ...]:
+            if not isinstance(value, list) or not all(type(v) is int and 0 < v < 1 << 20 for v in value):
+                raise InputError(f"{name} = {value!r:.80} cannot be", where=place)
+            value = tuple(value)
+        elif typing.get_origin(hint) is typing.Literal:
+            if value not in typing.get_args(hint):
+                raise InputError(f"{name} = {value!r:.80} cannot be", where=place)
+        elif type(value) is int and hint is float:
+            value = float(value)
+        elif type(value) is not hint or (hint is int and not 0 <= value < 1 << 31):
+            raise InputError(f"{name} = {value!r:.80} cannot be", where=place)
+        values[name] = value
+    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
+    if missing:
+        raise InputError(f"the setting {missing[0]} is missing", where=place)
+    return kind(**values)
+
+
+def _vocabulary(path: Path, n_rows: int) -> NgramVocabulary:
+    if not path.is_file():
+        raise InputError(f"there is no {VOCABULARY}", where=str(path.parent))
+    raw = read_json(path)
+    words, counts = raw.get("words"), raw.get("counts")
+    fine = isinstance(words, list) and isinstance(counts, list) and len(words) == len(counts)
+    if not fine or not all(isinstance(w, str) for w in words or []) or not all(type(c) is int for c in counts or []):
+        raise InputError("the vocabulary must be words and as many counts", where=str(path))
+    settings = _settings(NgramSettings, raw.get("settings"), f"{path}, settings")
+    vocabulary = NgramVocabulary(list(words or []), np.array(counts, np.int64), settings)
+    if max(vocabulary.n_rows, 1) != n_rows:
+        raise InputError(f"the vocabulary has {vocabulary.n_rows} rows, the model {n_rows}", where=str(path))
+    return vocabulary
