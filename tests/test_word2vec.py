@@ -241,7 +241,7 @@ def test_slices_end_with_sentences() -> None:
 @pytest.mark.parametrize("algorithm", ["skipgram", "cbow"])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_it_learns(algorithm: Any, deterministic: bool) -> None:
-    settings = replace(SMALL, algorithm=algorithm, deterministic=deterministic)
+    settings = replace(SMALL, algorithm=algorithm, deterministic=deterministic, epochs=10)
     assert neighbours_of_the_same_topic(train_word_vectors(topic_text(), settings)) >= 0.95
 
 
