@@ -104,9 +104,9 @@ class Parts:
 
 def labelled_settings(recipe: Recipe) -> LabelledSettings:
     """How the recipe reads rows."""
-    d, t = recipe.data, recipe.task
+    d = recipe.data
     return LabelledSettings(
-        d.text_column, t.label_column, t.label_separator, t.score_column, d.on_bad_record, d.normalize
+        d.text_column, d.label_column, d.label_separator, d.score_column, d.on_bad_record, d.normalize
     )
 
 
@@ -505,15 +505,13 @@ def _card(
     facts: dict[str, Any],
 ) -> str:
     """The model card: what it is, what it learnt from, how well it does, and what it is not for."""
-    main = {name: s for name, s in scores.scores.items()}
-    rows = [f"| {name} | {s.value:.4f} | {s.low:.4f} to {s.high:.4f} |" for name, s in main.items()]
-    tag = "text-classification"
+    rows = [f"| {name} | {s.value:.4f} | {s.low:.4f} to {s.high:.4f} |" for name, s in scores.scores.items()]
     labels = ", ".join(facts["model"]["labels"][:60])
     return "\n".join(
         [
             "---",
             "library_name: zhixing",
-            f"pipeline_tag: {tag}",
+            "pipeline_tag: text-classification",
             "---",
             f"# {run_dir.name}",
             "",
@@ -528,8 +526,8 @@ def _card(
             "",
             "Beside it, without learning: " + ", ".join(f"{k} {v:.4f}" for k, v in others.items()) + ".",
             "",
-            f"Probabilities are calibrated by a temperature of {facts['run']['temperature']:.3f}. The scores hold for texts like"
-            " those of the test set; nothing was measured on others, nor between groups of people.",
+            f"Probabilities are calibrated by a temperature of {facts['run']['temperature']:.3f}. The scores hold for"
+            " texts like those of the test set; nothing was measured on others, nor between groups of people.",
             "",
             "```python",
             "import zhixing",
@@ -574,8 +572,8 @@ class Classifier:
     @overload
     def __call__(self, texts: str) -> Prediction: ...
     @overload
-    def __call__(self, texts: Sequence[str]) -> list[Prediction]: ...
-    def __call__(self, texts: str | Sequence[str]) -> Prediction | list[Prediction]:
+    def __call__(self, texts: list[str]) -> list[Prediction]: ...
+    def __call__(self, texts: str | list[str]) -> Prediction | list[Prediction]:
         """The answer to a text, or to each of a list."""
         answers = predictions(
             self.probabilities([texts] if isinstance(texts, str) else texts), self.labels, self.problem_type

@@ -12,8 +12,8 @@ from zhixing.run import Run, asked_recipe, load, started, train
 def train_any(source: str, *overrides: str, out: str | None = None, resume: bool = False) -> Run | Classifier:
     """Train what `source` says: a recipe's name or file, or a file or folder of text (a language model).
 
-    Overrides are ``table.key=value``; task.kind=classification makes a classifier of labelled texts. `out` is the folder
-    to make (runs/NAME if not given); with `resume` the run in it goes on. InputError says what to mend.
+    Overrides are ``table.key=value``; task.kind=classification makes a classifier of labelled texts. `out` is the
+    folder to make (runs/NAME if not given); with `resume` the run in it goes on. InputError says what to mend.
     """
     recipe = asked_recipe(source, list(overrides))
     if recipe.task.kind == "language":

@@ -32,6 +32,9 @@ class DataSettings:
 
     source: str = ""  # a file, a folder, or the name of a data set (`zhixing data list`)
     text_column: str = "text"  # the column of jsonl, csv, tsv and parquet
+    label_column: str = "label"  # classification
+    label_separator: str = ""  # between several labels in one field of csv and tsv, such as "|"
+    score_column: str = ""  # regression: the column of numbers
     heldout_fraction: float = 0.05  # share of the text kept for evaluation, by whole documents
     normalize: Literal["none", "NFC", "NFKC"] = "NFC"  # NFKC also folds ， to , and so changes Chinese
     duplicates: Literal["keep", "exact", "near"] = "exact"  # what to drop
@@ -45,9 +48,6 @@ class TaskSettings:
 
     kind: Literal["language", "classification", "regression"] = "language"
     test: str = ""  # texts to measure on; empty: the source's own test part, else data.heldout_fraction of it
-    label_column: str = "label"
-    label_separator: str = ""  # between several labels in one field of csv and tsv, such as "|"
-    score_column: str = ""  # regression: the column of numbers
     validation_fraction: float = 0.05  # of the training texts, for the best step and for calibration
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count more, N / (C n_c)
     on_too_long: Literal["error", "split", "truncate"] = "truncate"  # texts longer than model.max_len
@@ -337,8 +337,8 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         refuse("model.embeddings", why, 'leave it out, or set model.family = "lstm"')
     if recipe.task.kind == "language" and m.family not in ("gpt", "lstm"):
         refuse("model.family", f"a {m.family} writes no text", 'set task.kind = "classification", or take gpt or lstm')
-    if recipe.task.kind == "regression" and not recipe.task.score_column:
-        refuse("task.kind", "regression learns numbers, and no column of them is named", "set task.score_column")
+    if recipe.task.kind == "regression" and not recipe.data.score_column:
+        refuse("task.kind", "regression learns numbers, and no column of them is named", "set data.score_column")
     if recipe.tokenizer.vocab_size != "auto" and recipe.tokenizer.kind == "bpe" and recipe.tokenizer.vocab_size < 258:
         refuse(
             "tokenizer.vocab_size",

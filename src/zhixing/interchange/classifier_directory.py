@@ -123,11 +123,11 @@ def read_classifier(folder: Path) -> StoredClassifier:
         if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
             raise InputError(f"a temperature of {temperature!r} cannot be", where=str(folder / CALIBRATION))
     if config.get("model_type") not in FAMILIES:
-        model, tokenizer, config = read_any_model(folder)
-        if not isinstance(model, BertClassifier):
+        found_model, tokenizer, config = read_any_model(folder)
+        if not isinstance(found_model, BertClassifier):
             raise InputError("the model has no labels", where=str(folder), mend="give a classifier's folder")
         facts = labels_of(config)
-        return StoredClassifier(model, tokenizer, facts.names, facts.problem_type, temperature)
+        return StoredClassifier(found_model, tokenizer, facts.names, facts.problem_type, temperature)
     check_files(folder, [folder / CONFIG, folder / WEIGHTS])
     facts = labels_of(config)
     family, settings_type = FAMILIES[config["model_type"]]

@@ -78,7 +78,7 @@ def encode_texts(
 @torch.inference_mode()
 def text_logits(
     model: nn.Module, encoded: Encoded, pad_id: int, watch: Callable[[int], None] = lambda done: None
-) -> NDArray[np.float32]:
+) -> NDArray[np.floating]:
     """Logits (N, C) of each text, the mean over its rows where it has several; `watch` hears how many rows are done."""
     model.eval()
     lengths = [len(row) for row in encoded.rows]
@@ -107,7 +107,7 @@ def text_logits(
         return found
     sums = np.zeros((encoded.n_texts, found.shape[1]), np.float32)
     np.add.at(sums, encoded.owners, found)
-    means: NDArray[np.float32] = sums / np.bincount(encoded.owners, minlength=encoded.n_texts)[:, None]
+    means: NDArray[np.floating] = sums / np.bincount(encoded.owners, minlength=encoded.n_texts)[:, None]
     return means
 
 
@@ -115,7 +115,7 @@ def probabilities_of(
     logits: NDArray[np.floating], problem_type: ProblemType, temperature: float
 ) -> NDArray[np.float64]:
     """Calibrated probabilities (N, C) of logits (N, C); for regression the numbers as they are."""
-    z = logits.astype(np.float64)
+    z: NDArray[np.float64] = logits.astype(np.float64)
     if problem_type == "regression":
         return z
     z = z / temperature

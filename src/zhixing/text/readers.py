@@ -407,6 +407,25 @@ def source_file(path: Path, name: str) -> SourceFile:
     return SourceFile(path, name, kind[0], kind[1], facts.st_size, facts.st_mtime_ns)
 
 
+def read_texts(path: Path, column: str = "text") -> list[str]:
+    """Short texts to answer about: the lines of a text file, or the column of jsonl, csv, tsv and parquet."""
+    if file_kind(path.name) is None:
+        raise InputError("the file is of no kind that is read", where=str(path), mend="give .txt, .jsonl or .csv")
+    file = source_file(path, path.name)
+    check_readable(file)
+    if file.kind == "text":
+        return [
+            line.decode("utf-8").strip("\r\n") for _, _, line in record_lines(file) if line is not None and line.strip()
+        ]
+    readers = {"jsonl": read_jsonl, "csv": read_csv, "tsv": read_csv, "parquet": read_parquet}
+    texts = []
+    for row in readers[file.kind](file, column):
+        if isinstance(row, Bad):
+            raise row.error
+        texts.append(row.text)
+    return texts
+
+
 def find_files(source: str, settings: DataSettings) -> tuple[list[SourceFile], list[tuple[str, str]]]:
     """Files to read under a path, sorted by name, and (name, reason) of those passed over."""
     path = Path(source).expanduser()

@@ -1,8 +1,8 @@
 """Texts of different lengths in batches of about equal ones, and the batch at any place of the training.
 
-Padding costs as much as text, so a batch should hold texts of one length; but batches sorted by length would come in no
-random order. So an epoch is shuffled, cut into pools of 50 batches, each pool sorted by length and cut into batches, and
-the batches are shuffled again. All of it follows from (seed, epoch), so resuming needs one number (docs/design.md).
+Padding costs as much as text, so a batch should hold texts of one length; but batches sorted by length would come in
+no random order. So an epoch is shuffled, cut into pools of 50 batches, each pool sorted by length and cut into batches,
+and the batches are shuffled again. All of it follows from (seed, epoch), so resuming needs one number (docs/design.md).
 
     lengths, shuffled      5 1 9 2 | 7 3 8 1        pools of 4, batches of 2
     sorted in the pools    1 2 | 5 9   1 3 | 7 8
