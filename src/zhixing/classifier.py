@@ -305,6 +305,7 @@ def _train_network(
         parallel,
         resume=resume,
         bf16=bf16,
+        unit="labels" if problem == "multi_label_classification" else "texts",
     )
     if result.ended == "signal":
         say(f"go on with:  zhixing train ... --out {run_dir} --resume")

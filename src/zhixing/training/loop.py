@@ -111,12 +111,13 @@ def fit(
     bf16: bool = False,
     compiled: bool = False,
     bytes_per_token: float | None = None,
+    unit: str = "tokens",
 ) -> FitResult:
     """Train `model` in place; leaves metrics.jsonl and checkpoints/ in run_dir and the model at its best step.
 
     `settings` must be resolved: max_steps, eval_steps and save_steps are numbers. `facts` (hashes of recipe, tokenizer
     and data, threads, dtype) are stored with each checkpoint and compared on resume. bytes_per_token turns held-out
-    nats into bits per byte, where there is text to be predicted. InputError: a loss or gradient that is not finite, a checkpoint of another run.
+    nats into bits per byte, where there is text to be predicted; `unit` is what targets are called. InputError: a loss or gradient that is not finite, a checkpoint of another run.
     """
     t = settings
     assert isinstance(t.max_steps, int) and isinstance(t.eval_steps, int) and isinstance(t.save_steps, int)
@@ -243,7 +244,7 @@ def fit(
                     }
                 )
                 recent_loss, recent_count, logged_at, tokens_logged = 0.0, 0, now, state.tokens_seen
-                note = f"loss {train_loss:.3f}   {quantity(speed)} tokens/s"
+                note = f"loss {train_loss:.3f}   {quantity(speed)} {unit}/s"
                 progress.update(state.step, note)
             at_end = state.step == t.max_steps
             due = stopping or at_end or state.step % t.save_steps == 0
