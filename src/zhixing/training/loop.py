@@ -117,7 +117,8 @@ def fit(
 
     `settings` must be resolved: max_steps, eval_steps and save_steps are numbers. `facts` (hashes of recipe, tokenizer
     and data, threads, dtype) are stored with each checkpoint and compared on resume. bytes_per_token turns held-out
-    nats into bits per byte, where there is text to be predicted; `unit` is what targets are called. InputError: a loss or gradient that is not finite, a checkpoint of another run.
+    nats into bits per byte, where there is text to be predicted; `unit` is what targets are called. InputError: a loss
+    or gradient that is not finite, a checkpoint of another run.
     """
     t = settings
     assert isinstance(t.max_steps, int) and isinstance(t.eval_steps, int) and isinstance(t.save_steps, int)
