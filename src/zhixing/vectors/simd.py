@@ -10,14 +10,17 @@ Nothing of this exists outside compiled functions; a value of the type may be a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils as numba_cgutils
 from numba.extending import intrinsic, models, register_model
 from numpy.typing import NDArray
+
+cgutils: Any = numba_cgutils
 
 LANES = 16
 ALIGNMENT = 64  # bytes: a row begins where a line of the cache begins
@@ -39,7 +42,7 @@ def aligned_zeros(rows: int, size: int) -> NDArray[np.float32]:
     return raw[skip : skip + rows * width].reshape(rows, width)
 
 
-class _Vector(types.Type):  # type: ignore[misc]
+class _Vector(types.Type):
     def __init__(self) -> None:
         super().__init__(name="float32x16")
 
@@ -48,9 +51,14 @@ float32x16 = _Vector()
 
 
 @register_model(_Vector)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _VECTOR)
+        super().__init__(manager, kind, _VECTOR)  # type: ignore[no-untyped-call]
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """numba's intrinsic: `function` writes the instructions; calls of it have one argument fewer than it."""
+    return intrinsic(function)
 
 
 def _constant(value: float) -> ir.Constant:
@@ -81,7 +89,7 @@ def _splat(builder: Any, number: Any) -> Any:
     return builder.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), _whole(0))
 
 
-@intrinsic
+@_compiled
 def zero(typing: Any) -> Any:
     """Sixteen zeros."""
 
@@ -91,7 +99,7 @@ def zero(typing: Any) -> Any:
     return float32x16(), make
 
 
-@intrinsic
+@_compiled
 def load(typing: Any, matrix: Any, row: Any, column: Any) -> Any:
     """matrix[row, column : column + 16]."""
 
@@ -103,7 +111,7 @@ def load(typing: Any, matrix: Any, row: Any, column: Any) -> Any:
     return float32x16(matrix, types.intp, types.intp), make
 
 
-@intrinsic
+@_compiled
 def store(typing: Any, matrix: Any, row: Any, column: Any, value: Any) -> Any:
     """matrix[row, column : column + 16] = value."""
 
@@ -116,7 +124,7 @@ def store(typing: Any, matrix: Any, row: Any, column: Any, value: Any) -> Any:
     return types.void(matrix, types.intp, types.intp, float32x16), make
 
 
-@intrinsic
+@_compiled
 def add(typing: Any, a: Any, b: Any) -> Any:
     """a + b."""
 
@@ -126,7 +134,7 @@ def add(typing: Any, a: Any, b: Any) -> Any:
     return float32x16(float32x16, float32x16), make
 
 
-@intrinsic
+@_compiled
 def subtract(typing: Any, a: Any, b: Any) -> Any:
     """a - b."""
 
@@ -136,7 +144,7 @@ def subtract(typing: Any, a: Any, b: Any) -> Any:
     return float32x16(float32x16, float32x16), make
 
 
-@intrinsic
+@_compiled
 def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, in one instruction where the processor has it."""
 
@@ -146,7 +154,7 @@ def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return float32x16(float32x16, float32x16, float32x16), make
 
 
-@intrinsic
+@_compiled
 def scale_add(typing: Any, number: Any, b: Any, c: Any) -> Any:
     """number * b + c for a single number."""
 
@@ -157,7 +165,7 @@ def scale_add(typing: Any, number: Any, b: Any, c: Any) -> Any:
     return float32x16(types.float32, float32x16, float32x16), make
 
 
-@intrinsic
+@_compiled
 def total(typing: Any, a: Any) -> Any:
     """The sum of the sixteen, in a tree, as one float32."""
 
@@ -170,7 +178,7 @@ def total(typing: Any, a: Any) -> Any:
     return types.float32(float32x16), make
 
 
-@intrinsic
+@_compiled
 def sigmoid(typing: Any, x: Any) -> Any:
     """1 / (1 + e^-x), within 2e-7, for |x| cut off at 30.
 
@@ -196,7 +204,7 @@ def sigmoid(typing: Any, x: Any) -> Any:
     return float32x16(float32x16), make
 
 
-@intrinsic
+@_compiled
 def prefetch(typing: Any, matrix: Any, row: Any) -> Any:
     """Ask for a row before it is needed: a cache miss then costs nothing."""
 

@@ -497,10 +497,11 @@ class Training:
 
             def free(pool: ThreadPoolExecutor, first: int, last: int) -> None:
                 facts, turns = self._facts(), itertools.count(first, CLAIM)
+                learn: Any = _learn_slices
 
                 def work(room: tuple[Any, ...]) -> None:
                     while (begin := next(turns)) < last:  # next() of a count is one step: no two threads get the same
-                        _learn_slices(begin, min(begin + CLAIM, last), *facts, *room)
+                        learn(begin, min(begin + CLAIM, last), *facts, *room)
 
                 for _ in pool.map(work, rooms):
                     pass
@@ -519,6 +520,8 @@ class Training:
 
         def rounds(pool: ThreadPoolExecutor, first: int, last: int) -> None:
             facts, barrier = self._facts(), threading.Barrier(n_threads)
+            find: Any = _changes_of_slice  # its arguments come in groups, which mypy cannot count
+            add: Any = _add_changes
 
             def work(thread: int) -> None:
                 scratch = rooms[thread][4:]
@@ -527,12 +530,12 @@ class Training:
                         for s in range(thread, ROUND, n_threads):
                             counts[s] = 0
                             if begin + s < last:
-                                counts[s] = _changes_of_slice(
+                                counts[s] = find(
                                     begin + s, *facts, *(draw[s] for draw in draws), *scratch,
                                     steps[s], changes[s], weights[s],
                                 )  # fmt: skip
                         barrier.wait()
-                        _add_changes(
+                        add(
                             self.algorithm, self.settings.negative, self.offsets, self.parts, self.vectors,
                             self.outputs, *draws, counts, steps, changes, weights, thread, n_threads,
                         )  # fmt: skip
@@ -640,5 +643,5 @@ def _fingerprint(training: Training) -> str:
     """SHA-256 of the words and of the text as numbers."""
     digest = hashlib.sha256("\n".join(training.vocabulary.words).encode(errors="surrogatepass"))
     for first in range(0, len(training.ids), 1 << 22):
-        digest.update(np.ascontiguousarray(training.ids[first : first + (1 << 22)]))
+        digest.update(np.ascontiguousarray(training.ids[first : first + (1 << 22)]).data)
     return digest.hexdigest()

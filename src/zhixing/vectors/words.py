@@ -144,12 +144,13 @@ def _files(path: Path) -> list[Path]:
 def _read_lines(path: Path, before: int, progress: Progress | None) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig") as file:
+            binary: Any = file.buffer
             rest = ""
             number = 0
             while line := file.readline(BLOCK):
                 number += 1
                 if progress and number % 256 == 0:
-                    progress.update(before + file.buffer.tell())
+                    progress.update(before + binary.tell())
                 if not line.endswith("\n"):
                     line = rest + line
                     cut = max(line.rfind(" "), line.rfind("\t"))
@@ -187,12 +188,12 @@ class Vocabulary:
         if subsample <= 0:
             return np.ones(len(self))
         share = subsample / (self.counts / self.counts.sum())
-        return np.minimum(np.sqrt(share) + share, 1.0)
+        return np.asarray(np.minimum(np.sqrt(share) + share, 1.0))
 
     def noise(self) -> NDArray[np.float64]:
         """How likely each word is drawn as a negative: count^(3/4), to a sum of one. (V,)"""
         weights = self.counts.astype(np.float64) ** 0.75
-        return weights / weights.sum()
+        return np.asarray(weights / weights.sum())
 
 
 def count_words(corpus: WordCorpus, min_count: int = 5, most_words: int = MOST_WORDS) -> Vocabulary:
