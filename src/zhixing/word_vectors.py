@@ -27,7 +27,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zhixing import __version__
 from zhixing.errors import InputError
 from zhixing.files import MANIFEST, atomic_dir, atomic_write, remove_tree, verify_manifest
 from zhixing.interchange.word_vector_files import (
@@ -271,7 +270,7 @@ def _example(keyed: KeyedVectors) -> str:
 def _write_folder(
     folder: Path, keyed: KeyedVectors, model: FastTextModel | None, settings: dict[str, Any], facts: dict[str, Any]
 ) -> None:
-    with atomic_dir(folder, {"kind": "word vectors", "zhixing": __version__}) as made:
+    with atomic_dir(folder, {"kind": "word vectors"}) as made:
         if model is not None:
             write_fasttext(made / FASTTEXT, model)
         else:
@@ -280,7 +279,6 @@ def _write_folder(
             rows = (f"{word} {count}\n" for word, count in zip(keyed.words, keyed.counts.tolist(), strict=True))
             atomic_write(made / VOCABULARY, "".join(rows))
         known = {
-            "zhixing": __version__,
             "words": len(keyed),
             "dimension": keyed.dimension,
             "settings": settings,
