@@ -138,7 +138,7 @@ def train_vectors(
     documents = read_documents(source, DataSettings(source=source, text_column=text_column))
     corpus = WordCorpus(documents if as_is else PlainText(documents), units)
     began = time.monotonic()
-    with run_lock(unfinished), _resumable(folder):
+    with _training_in(unfinished, folder):
         if algorithm == "glove":
             keyed, facts = _train_glove(corpus, settings, unfinished, resume)
             model = None
@@ -244,13 +244,17 @@ def _refuse_existing(path: Path, mend: str) -> None:
 
 
 @contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """A training that is interrupted says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(f"go on with:  zhixing vectors train ... --out {shlex.quote(str(folder))} --resume")
-        raise
+def _training_in(folder: Path, out: Path) -> Iterator[None]:
+    """Hold the folder of an unfinished training; what is stopped says how to go on, or goes if nothing was saved."""
+    with run_lock(folder):
+        try:
+            yield
+        except BaseException as error:
+            if not any(child.is_dir() and any(child.iterdir()) for child in folder.iterdir()):
+                remove_tree(folder)
+            elif isinstance(error, KeyboardInterrupt):
+                say(f"go on with:  zhixing vectors train ... --out {shlex.quote(str(out))} --resume")
+            raise
 
 
 def _source_facts(documents: Documents, source: str) -> dict[str, Any]:
@@ -327,7 +331,7 @@ def load_vectors(path: str | Path, *, limit: int | None = None) -> KeyedVectors:
     keyed = read_vectors(file, "fasttext-bin" if file.name == FASTTEXT else "word2vec-binary", limit)
     if keyed.counts is not None or not counted.is_file():
         return keyed
-    counts = dict(line.rsplit(" ", 1) for line in counted.read_text(encoding="utf-8").splitlines())
+    counts = dict(line.rsplit(" ", 1) for line in counted.read_text(encoding="utf-8").rstrip("\n").split("\n"))
     ordered = np.array([int(counts[word]) for word in keyed.words], np.int64)
     return KeyedVectors(keyed.words, keyed.vectors, ordered, keyed.subwords)
 
@@ -489,7 +493,7 @@ def map_vectors(
     groups: list[str] = []
     drawn: list[str] = []
     for number, text in enumerate(words, 1):
-        name, colon, rest = text.partition(":")
+        name, colon, rest = text.replace("：", ":").partition(":")
         fresh = [word for word in dict.fromkeys((rest if colon else text).split()) if word not in drawn]
         drawn += fresh
         groups += [name.strip() if colon else str(number)] * len(fresh)
