@@ -307,6 +307,7 @@ def _card(keyed: KeyedVectors, subwords: bool, settings: dict[str, Any], facts: 
         "Made with zhixing (知行). What a text says of people, its word vectors repeat: `zhixing vectors weat` measures"
         " some of it.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
+        f"```sh\nzhixing vectors similar . {shlex.quote(_example(keyed))}\n```\n\n"
         "```python\n"
         "import zhixing.word_vectors\n"
         'vectors = zhixing.word_vectors.load_vectors("this folder")\n'
