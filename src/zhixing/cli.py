@@ -20,8 +20,10 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from zhixing.embed_cli import embed_command
 from zhixing.errors import InputError
 from zhixing.progress import say
+from zhixing.vectors_cli import vectors_app
 
 OK, BUG, USER_ERROR, INTERRUPTED, READER_LEFT = 0, 1, 2, 130, 141
 
@@ -57,6 +59,8 @@ data_app = typer.Typer(help="Named data sets: list them, look at one, fetch one.
 tokenizer_app = typer.Typer(help="Train a tokenizer, or see what one does to a text.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(vectors_app, name="vectors")
+app.command("embed")(embed_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
