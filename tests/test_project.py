@@ -50,9 +50,10 @@ def test_importing_brings_nothing_heavy(module: str) -> None:
 
 def test_the_python_interface_is_there_when_asked_for() -> None:
     import zhixing
-    from zhixing import run
+    from zhixing import classifier, entry, run
 
-    assert (zhixing.train, zhixing.load, zhixing.Run) == (run.train, run.load, run.Run)
+    assert (zhixing.train, zhixing.load, zhixing.Run) == (entry.train_any, entry.load_any, run.Run)
+    assert (zhixing.Classifier, zhixing.Sentiment) == (classifier.Classifier, classifier.Sentiment)
     assert re.fullmatch(r"\d+\.\d+\.\d+", zhixing.__version__)
 
 
