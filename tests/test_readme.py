@@ -13,11 +13,28 @@ import pytest
 import typer
 
 from zhixing import cli
-from zhixing.recipe import parse_recipe, recipe_names
+from zhixing.entry import train_any
+from zhixing.recipe import load_recipe, parse_recipe, recipe_names
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.zh-CN.md"]
 PAGES = [*READMES, "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))]
+
+
+# A classifier that trains in a second; what no bag has is left alone by it.
+SMALL_CLASSIFIER = ("data.heldout_fraction=0.3", "bag.buckets=1000", "task.pretrain_steps=2")
+
+
+def write_reviews(*names: str) -> None:
+    """Labelled texts: words for and against, in sentences that differ."""
+    said = {"positive": ["a delight", "well acted", "funny"], "negative": ["dull", "far too long", "a mess"]}
+    rows = [
+        f"The film of day {number} is {words[number % 3]} and {words[number % 2]},{label}"
+        for number in range(30)
+        for label, words in said.items()
+    ]
+    for name in names:
+        Path(name).write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -48,10 +65,10 @@ def test_every_command_parses(page: str) -> None:
 def test_every_setting_is_known(page: str) -> None:
     found = 0
     for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
-        settings = re.findall(r"\b((?:data|tokenizer|model|train|eval)\.\w+=[\w.+-]+)", line)
+        settings = re.findall(r"\b((?:data|task|bag|tokenizer|model|train|eval)\.\w+=[\w.+-]+)", line)
         parse_recipe("", page, settings)  # those of a line together
         found += len(settings)
-    if page.startswith("docs/first-model"):
+    if page.startswith(("docs/first-model", "docs/classifiers")):
         assert found > 6
 
 
@@ -98,8 +115,11 @@ def test_the_commands_of_the_readme_run(
         shutil.copytree(tiny_folder, name)
     for name in ("other.txt", "另一个.txt"):
         shutil.copy(tiny_folder / "english-1.txt", name)
+    write_reviews("reviews.csv", "评论.csv")
+    for name in ("new.txt", "新的.txt"):
+        Path(name).write_text("A delight.\nA dull film.\n", encoding="utf-8")
     lines = shell_lines(page)
-    assert len(lines) >= 14
+    assert len(lines) >= 25
     for echoed, words in lines:
         if words[0] == "train":
             given = {word.partition("=")[0] for word in words}
@@ -108,9 +128,11 @@ def test_the_commands_of_the_readme_run(
                 for s in (*tiny_settings, "train.max_steps=3", "train.eval_steps=3")
                 if s.partition("=")[0] not in given
             ]
-            words += (
-                [] if words[1].strip("/") in ("my_texts", "我的文本") else ["data.source=my_texts"]
-            )  # a recipe's own text is long
+            if words[1] in recipe_names():  # a recipe's own text is long
+                classifier = load_recipe(words[1]).task.kind == "classification"
+                words += SMALL_CLASSIFIER if classifier else ()
+                if "data.source" not in given:
+                    words += ["data.source=reviews.csv" if classifier else "data.source=my_texts"]
             words = ["train.max_steps=3" if word.startswith("train.max_steps=") else word for word in words]
         if words[0] == "generate":
             words += ["--max-new-tokens", "8"]
@@ -135,7 +157,8 @@ def test_the_python_of_the_readme_runs(
     monkeypatch.chdir(tmp_path)
     for name in ("my_texts", "我的文本"):
         shutil.copytree(tiny_folder, name)
-    (code,) = blocks(page, "python")
+    write_reviews("reviews.csv")
+    code, classifying = blocks(page, "python")
     assert '"train.max_steps=500"' in code
     small = [s for s in tiny_settings if "_steps" not in s] + ["train.max_steps=3", "train.warmup_steps=0"]
     code = code.replace('"train.max_steps=500"', ", ".join(map(repr, small))).replace(
@@ -143,3 +166,7 @@ def test_the_python_of_the_readme_runs(
     )
     exec(compile(code, page, "exec"), {})  # noqa: S102
     assert "bits_per_byte" in capsys.readouterr().out
+    assert 'load("runs/imdb")' in classifying
+    train_any("imdb", "data.source=reviews.csv", *SMALL_CLASSIFIER, out="runs/imdb")
+    exec(compile(classifying, page, "exec"), {})  # noqa: S102
+    assert "Prediction(label='positive'" in capsys.readouterr().out
