@@ -122,12 +122,28 @@ def prepare(recipe: Recipe) -> Parts:
         split = split_labelled(texts, recipe.data.heldout_fraction, seed)
         texts, test, how = split.train, split.heldout, split.report.summary()
     check_labels(texts.labels, test)
+    _check_kind(texts.problem_type, test)
     leaked = leakage(texts, test)
     train, validation, _ = _validation(texts, recipe.task.validation_fraction, seed)
     say(f"{len(texts):,} texts to learn from ({len(validation):,} of them choose the best step), {len(test):,} to test")
     say(f"test: {how}")
     say(leaked.summary())
     return Parts(train, validation, test, leaked, how)
+
+
+def _check_kind(problem_type: ProblemType, texts: LabelledTexts) -> None:
+    """InputError where texts do not have what a model of this problem can be measured on."""
+    for item, place in zip(texts, texts.places, strict=True):
+        if problem_type == "regression" and item.score is None:
+            raise InputError("the text has no score", where=place, why="the model gives numbers, not labels")
+        if problem_type == "single_label_classification" and len(item.labels) > 1:
+            raise InputError(
+                f"the text has {len(item.labels)} labels, the model gives one",
+                where=place,
+                mend="leave one label a text, or train with texts of several",
+            )
+        if problem_type != "regression" and item.score is not None and not item.labels:
+            raise InputError("the text has a score and no label", where=place, why="the model gives labels")
 
 
 def _validation(texts: LabelledTexts, fraction: float, seed: int) -> tuple[LabelledTexts, LabelledTexts, str]:
@@ -174,7 +190,11 @@ def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
     parts = prepare(recipe)
     problem = parts.train.problem_type
     if (recipe.task.kind == "regression") != (problem == "regression"):
-        raise InputError(f"task.kind is {recipe.task.kind}", why=f"the texts are those of a {problem}")
+        raise InputError(
+            f"task.kind is {recipe.task.kind}",
+            why=f"the texts are those of a {problem}",
+            mend='set task.kind = "regression", or leave out data.score_column',
+        )
     labels = ("value",) if problem == "regression" else tuple(_all_labels(parts))
     atomic_write(run_dir / "recipe.toml", recipe.to_toml())
     train_began = time.perf_counter()
@@ -266,6 +286,8 @@ def _train_network(
         if encoded.too_long:
             did = {"truncate": "cut", "split": "split"}[recipe.task.on_too_long]
             say(f"{encoded.too_long:,} of {len(texts):,} texts are longer than {max_len} tokens and were {did}")
+    if recipe.task.on_too_long == "error":  # said now, not after the training
+        encode_texts([item.text for item in parts.test], tokenizer, max_len, "error", places=parts.test.places)
     recipe = _resolved(recipe, len(sides[0]))
     bf16 = recipe.train.bf16 is True
     if recipe.task.pretrain_steps and not (run_dir / "checkpoints").exists():
@@ -325,7 +347,7 @@ def _train_network(
 
 def _tokenizer(recipe: Recipe, parts: Parts, run_dir: Path) -> Tokenizer:
     """The run's own from an earlier start, that of the model to start from, one by path, or a new one."""
-    if (run_dir / "data" / "tokenizer").exists():
+    if (run_dir / "data" / "tokenizer" / "tokenizer_config.json").exists():  # the last file that is written
         return Tokenizer.load(run_dir / "data" / "tokenizer")
     if recipe.task.start or recipe.tokenizer.path:
         tokenizer = Tokenizer.load(Path(recipe.task.start or recipe.tokenizer.path))
@@ -403,12 +425,15 @@ def _pretrain(
         "tokenizer": tokenizer.fingerprint(),
         "data": parts.train.fingerprint()[:16],
     }
-    fit(
+    result = fit(
         masked, masked_tokens(), make_optimizers(masked, settings, torch.bfloat16 if native_bf16() else torch.float32),
         MaskedSequences(shards[0], tokenizer, length, recipe.train.seed),
         MaskedSequences(shards[1], tokenizer, length, 0), settings, recipe.eval, folder, facts,
         resume=(folder / "checkpoints").exists(), bf16=bf16,
     )  # fmt: skip
+    if result.ended == "signal":
+        say(f"go on with:  zhixing train ... --out {run_dir} --resume")
+        raise SystemExit(result.exit_code)
     model.encoder.load_state_dict(masked.encoder.state_dict(), strict=False)
 
 
@@ -660,14 +685,20 @@ class Classifier:
         texts = read_labelled(data, settings, part="test")
         if self.problem_type != "regression":
             check_labels(self.labels, texts)
+        _check_kind(self.problem_type, texts)
         return texts
 
     def _kept(self, part: Literal["train", "test"]) -> LabelledTexts:
         path = self.path / "data" / f"{part}.jsonl"
         items, places = [], []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            raw = json.loads(line)
-            items.append(LabelledText(raw["text"], tuple(raw["labels"]), raw["score"], raw.get("group") or ""))
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")  # a text may hold U+2028, where splitlines cuts
+        for number, line in enumerate(lines, 1):
+            try:
+                raw = json.loads(line)
+                items.append(LabelledText(raw["text"], tuple(raw["labels"]), raw["score"], raw.get("group") or ""))
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                why, mend = str(error)[:200], "take a sound copy, or name a labelled file"
+                raise InputError("the run's texts are damaged", where=f"{path}:{number}", why=why, mend=mend) from None
             places.append(f"{path}:{number}")
         return LabelledTexts(str(self.path), items, places, self.problem_type)
 
@@ -739,6 +770,11 @@ class Sentiment:
 def load_classifier(path: str | Path) -> Classifier:
     """A trained classifier, or a BERT or DistilBERT one of transformers."""
     folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"there is no run {str(path)!r}", mend="give the folder that `zhixing train` printed")
+    if not (folder / "config.json").exists() and (folder / "recipe.toml").exists():
+        mend = f"go on with it: zhixing train ... --out {folder} --resume"
+        raise InputError("this run is not finished", where=str(folder), mend=mend)
     if not is_classifier(folder):
         raise InputError("this is no classifier", where=str(folder), mend="give the run of a classification recipe")
     torch.set_num_threads(usable_cores())
@@ -752,5 +788,13 @@ def load_classifier(path: str | Path) -> Classifier:
 def compare_runs(first: str, second: str, data: str | None = None) -> Comparison:
     """Two classifiers on the same texts: scores, their difference with its interval, McNemar's test."""
     a, b = load_classifier(first), load_classifier(second)
+    if a.problem_type != b.problem_type:
+        raise InputError(
+            "the two models answer different questions",
+            why=f"one is for {a.problem_type}, the other for {b.problem_type}",
+            mend="compare two models of the same kind",
+        )
     texts = a.read(data)
+    if b.problem_type != "regression":
+        check_labels(b.labels, texts)
     return compare(a.result(texts, name=a.path.name), b.result(texts, name=b.path.name))

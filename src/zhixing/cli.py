@@ -307,7 +307,7 @@ def _texts_of(arguments: list[str]) -> list[str]:
 
             texts += read_texts(path)
         elif argument == "-":
-            texts += [line for line in _text_of("-", number).splitlines() if line.strip()]
+            texts += [line for line in _text_of("-", number).replace("\r\n", "\n").split("\n") if line.strip()]
         else:
             texts.append(_text_of(argument, number))
     if not texts:

@@ -277,6 +277,9 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         ("eval.max_sequences", recipe.eval.max_sequences, 1),
         ("eval.max_new_tokens", recipe.eval.max_new_tokens, 1),
         ("train.early_stopping_patience", t.early_stopping_patience, 0),
+        ("task.pretrain_steps", recipe.task.pretrain_steps, 0),
+        ("model.n_filters", m.n_filters, 1),
+        ("model.lora_rank", m.lora_rank, 0),
     ):
         if value != "auto" and value < least:
             refuse(key, f"it is {value}, the least possible value is {least}", f"set it to {least} or more")
@@ -337,6 +340,18 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         refuse("model.embeddings", why, 'leave it out, or set model.family = "lstm"')
     if recipe.task.kind == "language" and m.family not in ("gpt", "lstm"):
         refuse("model.family", f"a {m.family} writes no text", 'set task.kind = "classification", or take gpt or lstm')
+    if recipe.task.pretrain_steps and m.family != "bert":
+        refuse("task.pretrain_steps", f"only a bert is trained on masked words first, not a {m.family}", "leave it out")
+    if recipe.task.pretrain_steps and recipe.task.start:
+        why = "the weights would be those of one of the two"
+        refuse("task.pretrain_steps", why, "leave out this or task.start")
+    for key, value in (("task.start", recipe.task.start), ("model.lora_rank", m.lora_rank)):
+        if value and m.family not in ("bert", "gpt"):
+            refuse(key, f"only the families bert and gpt have it, not {m.family}", "leave it out")
+        if value and recipe.task.kind == "language":
+            refuse(key, "only classifiers have it", 'set task.kind = "classification", or leave it out')
+    if recipe.bag.max_chars and not recipe.bag.buckets:
+        refuse("bag.max_chars", "runs of characters live in buckets, and there are none", "set bag.buckets above 0")
     if recipe.task.kind == "regression" and not recipe.data.score_column:
         refuse("task.kind", "regression learns numbers, and no column of them is named", "set data.score_column")
     if recipe.tokenizer.vocab_size != "auto" and recipe.tokenizer.kind == "bpe" and recipe.tokenizer.vocab_size < 258:

@@ -44,6 +44,7 @@ from zhixing.evaluation.card import write_card  # noqa: E402
 from zhixing.evaluation.language import LanguageScores, language_scores  # noqa: E402
 from zhixing.evaluation.report import summary, write_report  # noqa: E402
 from zhixing.files import MANIFEST, atomic_dir, atomic_write, remove_tree, verify_manifest, write_manifest  # noqa: E402
+from zhixing.interchange.classifier_directory import is_classifier  # noqa: E402
 from zhixing.interchange.import_export import export_model, import_model  # noqa: E402
 from zhixing.interchange.model_directory import read_model_directory, write_model_directory  # noqa: E402
 from zhixing.interchange.word_vector_files import read_word_vectors  # noqa: E402
@@ -750,6 +751,9 @@ def load(path: str | Path) -> Run:
             where=str(folder),
             mend=f"go on with it: zhixing train ... --out {folder} --resume",
         )
+    if is_classifier(folder):
+        mend = f"zhixing classify {folder} TEXT"
+        raise InputError("this run is a classifier, it writes no text", where=str(folder), mend=mend)
     torch.set_num_threads(usable_cores())
     model, tokenizer, _ = read_model_directory(folder)
     return Run(folder, model.eval(), tokenizer)

@@ -49,6 +49,7 @@ from zhixing.tokens.tokenizer import Tokenizer
 from zhixing.training.checkpoint import read_safetensors
 
 CALIBRATION, VOCABULARY = "calibration.json", "vocabulary.json"
+LONGEST = 1 << 20  # tokens that a GPT may look back over
 FAMILIES: dict[str, tuple[type[nn.Module], type]] = {
     "zhixing_bag": (BagClassifier, BagSettings),
     "zhixing_textcnn": (TextCNNClassifier, TextCNNSettings),
@@ -111,7 +112,11 @@ def is_classifier(folder: Path) -> bool:
     config = read_json(path)
     names = config.get("architectures")
     of_transformers = isinstance(names, list) and any(str(n).endswith("ForSequenceClassification") for n in names)
-    return config.get("model_type") in FAMILIES or of_transformers
+    return _is_ours(config) or of_transformers
+
+
+def _is_ours(config: dict[str, Any]) -> bool:
+    return isinstance(config.get("model_type"), str) and config["model_type"] in FAMILIES
 
 
 def read_classifier(folder: Path) -> StoredClassifier:
@@ -120,9 +125,9 @@ def read_classifier(folder: Path) -> StoredClassifier:
     temperature = 1.0
     if (folder / CALIBRATION).exists():
         temperature = read_json(folder / CALIBRATION).get("temperature", 1.0)
-        if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
             raise InputError(f"a temperature of {temperature!r} cannot be", where=str(folder / CALIBRATION))
-    if config.get("model_type") not in FAMILIES:
+    if not _is_ours(config):
         found_model, tokenizer, config = read_any_model(folder)
         if not isinstance(found_model, BertClassifier):
             raise InputError("the model has no labels", where=str(folder), mend="give a classifier's folder")
@@ -134,14 +139,24 @@ def read_classifier(folder: Path) -> StoredClassifier:
     place = f"{folder / CONFIG}, settings"
     raw = config.get("settings")
     settings = _settings(settings_type, raw, place)
-    if settings.n_labels != len(facts.names) and facts.problem_type != "regression":
+    if settings.n_labels != len(facts.names):
         raise InputError(f"{len(facts.names)} labels for {settings.n_labels} outputs", where=str(folder / CONFIG))
-    with torch.device("meta"), NothingDrawn():
-        empty = family(settings)
-    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+    if family is BagClassifier and settings.problem != facts.problem_type:
+        raise InputError(
+            f"settings.problem is {settings.problem}", where=str(folder / CONFIG), why="problem_type is not"
+        )
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"there is no {WEIGHTS}", where=str(folder))
     found = tensor_shapes(folder / WEIGHTS)
+    _check_depth(settings, len(found), place)
+    try:
+        with torch.device("meta"), NothingDrawn():
+            empty = family(settings)
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("no model has these settings", where=place, why=str(error)[:200]) from None
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
     if found != expected:
         odd = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))[0]
         raise InputError(
@@ -163,6 +178,21 @@ def read_classifier(folder: Path) -> StoredClassifier:
     except ValueError as error:
         raise InputError("the weights are damaged", where=str(folder / WEIGHTS), why=str(error)[:200]) from None
     return StoredClassifier(model.eval(), reader, facts.names, facts.problem_type, float(temperature))
+
+
+def _check_depth(settings: Any, n_tensors: int, place: str) -> None:
+    """Refuse what takes time or memory before a shape is compared: a layer and a width have a tensor each, at least."""
+    gpt = getattr(settings, "gpt", settings)
+    for name, number in (("n_layers", getattr(gpt, "n_layers", 1)), ("widths", len(getattr(settings, "widths", (1,))))):
+        if not 0 < number <= n_tensors:
+            raise InputError(f"{name}: {number:,}, the file has {n_tensors:,} tensors", where=place)
+    if isinstance(gpt, GPTSettings):  # its rotary table follows from max_len and stands in no file
+        if gpt.max_len > LONGEST or 0 in (gpt.n_heads, gpt.n_kv_heads, gpt.d_model) or gpt.d_model % gpt.n_heads:
+            raise InputError("no model has these sizes", where=place)
+    elif settings.max_len < 1:
+        raise InputError("max_len = 0 cannot be", where=place)
+    if not 0 <= getattr(gpt, "dropout", 0.0) < 1:
+        raise InputError(f"dropout = {gpt.dropout} cannot be", where=place)
 
 
 def _settings(kind: type, raw: Any, place: str) -> Any:
@@ -187,7 +217,11 @@ def _settings(kind: type, raw: Any, place: str) -> Any:
                 raise InputError(f"{name} = {value!r:.80} cannot be", where=place)
         elif type(value) is int and hint is float:
             value = float(value)
-        elif type(value) is not hint or (hint is int and not 0 <= value < 1 << 31):
+        elif (
+            type(value) is not hint
+            or (hint is float and not math.isfinite(value))
+            or (hint is int and not 0 <= value < 1 << 31)
+        ):
             raise InputError(f"{name} = {value!r:.80} cannot be", where=place)
         values[name] = value
     missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
@@ -202,7 +236,8 @@ def _vocabulary(path: Path, n_rows: int) -> NgramVocabulary:
     raw = read_json(path)
     words, counts = raw.get("words"), raw.get("counts")
     fine = isinstance(words, list) and isinstance(counts, list) and len(words) == len(counts)
-    if not fine or not all(isinstance(w, str) for w in words or []) or not all(type(c) is int for c in counts or []):
+    numbers = all(type(c) is int and 0 <= c < 1 << 62 for c in counts or []) if fine else False
+    if not numbers or not all(isinstance(w, str) for w in words or []):
         raise InputError("the vocabulary must be words and as many counts", where=str(path))
     settings = _settings(NgramSettings, raw.get("settings"), f"{path}, settings")
     vocabulary = NgramVocabulary(list(words or []), np.array(counts, np.int64), settings)

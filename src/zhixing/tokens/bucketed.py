@@ -7,6 +7,9 @@ and the batches are shuffled again. All of it follows from (seed, epoch), so res
     lengths, shuffled      5 1 9 2 | 7 3 8 1        pools of 4, batches of 2
     sorted in the pools    1 2 | 5 9   1 3 | 7 8
     batches, shuffled      7 8   1 2   1 3   5 9
+
+Where the texts are no multiple of the batch, the last batch of an epoch is filled up with the first texts of the next,
+and the next epoch's batches are cut after these.
 """
 
 from __future__ import annotations
@@ -61,13 +64,16 @@ class BucketedTexts:
         if epoch not in self._orders:
             n, size = len(self.rows), self.batch_size
             shuffled = permute_array(np.arange(n), n, self.seed, epoch)
-            pools = [shuffled[i : i + POOL * size] for i in range(0, n, POOL * size)]
-            flat = np.concatenate([pool[np.argsort(self._lengths[pool], kind="stable")] for pool in pools])
-            whole = n // size  # the odd batch stays last
+            lead = min(-epoch * n % size, n)  # they fill up the last batch of the epoch before
+            ahead, shuffled = shuffled[:lead], shuffled[lead:]
+            pools = [shuffled[i : i + POOL * size] for i in range(0, n - lead, POOL * size)]
+            by_length = [pool[np.argsort(self._lengths[pool], kind="stable")] for pool in pools]
+            flat = np.concatenate([*by_length, ahead[:0]])
+            whole = (n - lead) // size  # the odd batch stays last
             places = permute_array(np.arange(whole), whole, self.seed + 1, epoch) if whole else np.arange(0)
             order = [flat[place * size : (place + 1) * size] for place in places.tolist()]
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}  # two epochs at most
-            self._orders[epoch] = np.concatenate([*order, flat[whole * size :]])
+            self._orders[epoch] = np.concatenate([ahead, *order, flat[whole * size :]])
         return self._orders[epoch]
 
     def _cut(self, places: NDArray[np.int64]) -> LabelledBatch:

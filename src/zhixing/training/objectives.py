@@ -154,13 +154,14 @@ def label_texts(
         regression     sum_n (z_n - y_n)^2                                      targets (B,)
 
     class_weights (C,) multiply the loss of a class (single label) or of its presence (multi label). The count is that
-    of texts (single label, regression) or of text-label pairs.
+    of texts (single label, regression) or of text-label pairs. A score of -100 is a score.
     """
 
     def objective(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         logits, targets = model(batch.inputs, batch.mask), batch.targets  # (B, C)
         if problem_type == "regression":
             loss = F.mse_loss(logits[:, 0], targets, reduction="sum")
+            return loss, torch.ones_like(targets).sum()
         elif problem_type == "multi_label_classification":
             loss = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights, reduction="sum")
         else:
