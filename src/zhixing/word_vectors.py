@@ -470,7 +470,8 @@ def read_word_sets(path: Path) -> WordSets:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not UTF-8, or not TOML
         raise InputError("the sets of words cannot be read", where=str(path), why=str(error)) from None
-    lists = {name: table.get(name, ["x", "y", "a", "b"] if name == "names" else None) for name in ("names", *"xyab")}
+    lists: dict[str, Any] = {"names": table.get("names", ["x", "y", "a", "b"])}
+    lists |= {name: table.get(name) for name in "xyab"}
     for name, words in lists.items():
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise InputError(f"{name} is not a list of words", where=str(path), mend=f'write {name} = ["one", "two"]')
