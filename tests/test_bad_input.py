@@ -227,6 +227,52 @@ PLACES = [
 ]  # fmt: skip
 
 
+def labelled(*rows: tuple[object, object]) -> str:
+    return "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
+
+
+MOODS = labelled(*((f"a {'lovely' if i % 2 else 'dull'} film, the {i}th of them", "np"[i % 2]) for i in range(40)))
+BAG = "task.kind=classification model.family=bag bag.buckets=100 model.d_model=4 bag.epochs=2"
+CNN = "task.kind=classification model.family=textcnn tokenizer.kind=char model.d_model=8 model.n_filters=4 train.max_steps=1"
+
+CLASSIFICATION = [
+    Case("csv with other column names", f"train a.csv {BAG} --out out", ("a.csv:1", "'text'", "'wording'"), file("a.csv", "wording,mark\none,1\ntwo,2\n")),
+    Case("two columns that could be it", f"train a.csv {BAG} --out out", ("a.csv:1", "'label'"), file("a.csv", "text,topic,category\none,1,2\ntwo,2,1\n")),
+    Case("label_column wrong, the nearest named", f"train a.jsonl {BAG} data.label_column=lable --out out", ("a.jsonl:1", "lable", "'label'"), file("a.jsonl", MOODS)),
+    Case("a label null", f"train a.jsonl {BAG} --out out", ("a.jsonl:41", "null"), file("a.jsonl", MOODS + labelled(("one", None)))),
+    Case("a label empty", f"train a.jsonl {BAG} --out out", ("a.jsonl:41", "label", "empty"), file("a.jsonl", MOODS + labelled(("one", " ")))),
+    Case("a label missing", f"train a.jsonl {BAG} --out out", ("a.jsonl:41", "label"), file("a.jsonl", MOODS + '{"text": "one"}\n')),
+    Case("a label of csv empty", f"train a.csv {BAG} --out out", ("a.csv:3", "empty"), file("a.csv", "text,label\none,n\ntwo,\n")),
+    Case("a label with a fraction", f"train a.jsonl {BAG} --out out", ("a.jsonl:1", "1.5", "score_column"), file("a.jsonl", labelled(("one", 1.5)))),
+    Case("a label that is a table", f"train a.jsonl {BAG} --out out", ("a.jsonl:1", "dict"), file("a.jsonl", labelled(("one", {})))),
+    Case("a test label unseen", f"train a.jsonl {BAG} task.test=t.jsonl --out out", ("t.jsonl:2", "'pp'", "'p'"), both(file("a.jsonl", MOODS), file("t.jsonl", labelled(("one", "p"), ("two", "pp"))))),
+    Case("a test text of two labels", f"train a.jsonl {BAG} task.test=t.jsonl --out out", ("t.jsonl:2", "2 labels"), both(file("a.jsonl", MOODS), file("t.jsonl", labelled(("one", ["p"]), ("two", ["p", "n"]))))),
+    Case("a test that is not there", f"train a.jsonl {BAG} task.test=gone.jsonl --out out", ("gone.jsonl",), file("a.jsonl", MOODS)),
+    Case("one class only", f"train a.jsonl {BAG} --out out", ("a.jsonl", "'n'", "two labels"), file("a.jsonl", labelled(*((f"text {i}", "n") for i in range(30))))),
+    Case("one text", f"train a.jsonl {BAG} --out out", ("a.jsonl",), file("a.jsonl", labelled(("one", "n")))),
+    Case("an empty row", f"train a.csv {BAG} --out out", ("a.csv:3", "empty"), file("a.csv", "text,label\none,n\n\ntwo,p\n")),
+    Case("an empty text", f"train a.jsonl {BAG} --out out", ("a.jsonl:41", "empty"), file("a.jsonl", MOODS + labelled(("", "n")))),
+    Case("a text of 100,000 words", f"train a.jsonl {CNN} task.on_too_long=error --out out", ("a.jsonl:1", "tokens", "truncate"),
+         file("a.jsonl", labelled(("word " * 100_000, "n")) + MOODS), leaves="out"),
+    Case("nothing held out", f"train a.jsonl {BAG} data.heldout_fraction=0 --out out", ("heldout_fraction",), file("a.jsonl", MOODS)),
+    Case("regression without a column", "train a.jsonl task.kind=regression model.family=bag --out out", ("score_column",), file("a.jsonl", MOODS)),
+    Case("regression of a column that is not there", "train a.jsonl task.kind=regression data.score_column=labels model.family=bag --out out", ("a.jsonl:1", "labels", "'label'"), file("a.jsonl", MOODS)),
+    Case("regression of words", "train a.jsonl task.kind=regression data.score_column=label model.family=bag --out out", ("a.jsonl:1", "no number"), file("a.jsonl", MOODS)),
+    Case("scores for labels", f"train a.jsonl {BAG} data.score_column=stars --out out", ("task.kind", "regression"), file("a.jsonl", '{"text": "one", "stars": 1}\n{"text": "two", "stars": 2}\n{"text": "three", "stars": 3}\n')),
+    Case("a bag that writes", "train a.txt model.family=bag --out out", ("model.family", "bag", "classification"), file("a.txt", GOOD)),
+    Case("a kind that is none", "train a.jsonl task.kind=classify --out out", ("task.kind", "classification"), file("a.jsonl", MOODS)),
+    Case("a gpt on masked words", "train a.jsonl task.kind=classification task.pretrain_steps=5 --out out", ("task.pretrain_steps", "bert"), file("a.jsonl", MOODS)),
+    Case("LoRA of a bag", f"train a.jsonl {BAG} model.lora_rank=4 --out out", ("model.lora_rank", "bag"), file("a.jsonl", MOODS)),
+    Case("a bag that starts from another", f"train a.jsonl {BAG} task.start=x --out out", ("task.start", "bag"), file("a.jsonl", MOODS)),
+    Case("start from nothing", "train a.jsonl task.kind=classification task.start=gone --out out", ("gone",), file("a.jsonl", MOODS), leaves="out"),
+    Case("filters of no number", f"train a.jsonl {CNN} model.n_filters=0 --out out", ("model.n_filters", "1"), file("a.jsonl", MOODS)),
+    Case("a bag of no epochs", f"train a.jsonl {BAG} bag.epochs=0 --out out", ("epochs", "1"), file("a.jsonl", MOODS), mend=False, leaves="out"),
+    Case("a classifier over nothing", "classify nowhere text", ("nowhere",)),
+    Case("classify with an empty folder", "classify texts text", ("texts",), lambda f: (f / "texts").mkdir()),
+    Case("classify with a run that is not finished", "classify r text", ("r", "--resume"), file("r/recipe.toml", "")),
+]  # fmt: skip
+
+
 @pytest.fixture
 def command(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -261,7 +307,7 @@ def ids(case: Case) -> str:
     return case.name
 
 
-@pytest.mark.parametrize("case", [*RAW_TEXT, *RECORDS, *SPLIT_AND_TOKENS, *RECIPES, *PLACES], ids=ids)
+@pytest.mark.parametrize("case", [*RAW_TEXT, *RECORDS, *SPLIT_AND_TOKENS, *RECIPES, *PLACES, *CLASSIFICATION], ids=ids)
 def test_refused(case: Case, command: Callable[..., tuple[int, str, str]]) -> None:
     here = Path.cwd()
     case.lay(here)
@@ -592,3 +638,77 @@ def test_evaluate_reads_the_column_that_the_run_was_trained_on(command: Callable
     assert code == 0, err
     code, _, err = command("evaluate out a.jsonl")
     assert code == 0, err
+
+
+# ---- a classifier that exists ---------------------------------------------------------------------------------------
+
+ASKED = [
+    Case("classify with a language model", "classify LANGUAGE text", ("no classifier", "tiny"), mend=True),
+    Case("sentiment of a language model", "sentiment LANGUAGE text", ("no classifier",)),
+    Case("explain a language model", "explain LANGUAGE text", ("no classifier",)),
+    Case("compare with a language model", "compare BAG LANGUAGE", ("no classifier",)),
+    Case("generate from a classifier", "generate BAG text", ("classifier", "zhixing classify")),
+    Case("export a classifier of ours", "export BAG there", ("classifier",)),
+    Case("sentiment of topics", "sentiment BAG text", ("negative", "n, p", "rotten-tomatoes")),
+    Case("evaluate without labels", "evaluate BAG a.jsonl", ("a.jsonl:1", "label"), file("a.jsonl", '{"text": "one"}\n')),
+    Case("evaluate on plain text", "evaluate BAG a.txt", ("a.txt:1", "__label__"), file("a.txt", GOOD)),
+    Case("evaluate on other labels", "evaluate BAG a.jsonl", ("a.jsonl:1", "'q'", "'p'"), file("a.jsonl", labelled(("one", "q")))),
+    Case("evaluate on several labels", "evaluate BAG a.jsonl", ("a.jsonl:2", "2 labels"), file("a.jsonl", labelled(("one", ["p"]), ("two", ["n", "p"])))),
+    Case("evaluate on nothing", "evaluate BAG nowhere", ("nowhere",)),
+    Case("explain a label that is none", "explain BAG text --label happy", ("'happy'", "n, p"), mend=False),
+    Case("explain by a method that is none", "explain BAG text --method lime", ("'lime'", "integrated_gradients")),
+    Case("explain a bag by attention", "explain BAG lovely --method rollout", ("attention", "integrated_gradients")),
+    Case("explain nothing", 'explain BAG ""', ("no word",), mend=False),
+    Case("fewer nearest than none", "explain BAG lovely --nearest=-1", ("nearest", "-1"), mend=False),
+    Case("compare two label sets", "compare BAG OTHER", ("'n'", "'x', 'y'")),
+    Case("compare labels with numbers", "compare BAG STARS", ("regression", "same kind")),
+    Case("compare with nothing", "compare BAG nowhere", ("nowhere",)),
+    Case("an empty stdin", "classify BAG -", ("no text",), stdin=b""),
+    Case("blank lines on stdin", "classify BAG -", ("no text",), stdin=b" \n\t\n"),
+    Case("stdin that is not UTF-8", "classify BAG -", ("stdin", "byte 2", "UTF-8"), stdin=b"ab\xff"),
+    Case("an empty text to classify", 'classify BAG ""', ("text 1", "empty")),
+    Case("an empty text among others", 'classify BAG one ""', ("text 2", "empty")),
+    Case("an empty file to classify", "classify BAG a.txt", ("a.txt",), file("a.txt", "")),
+    Case("a file of no text", "classify BAG a.png", ("a.png",), file("a.png", b"\x89PNG")),
+    Case("a table without the column", "classify BAG a.csv", ("a.csv:1", "'text'"), file("a.csv", "words,n\none,1\n")),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three bags: of the labels n and p, of x and y, and of scores."""
+    from zhixing.entry import train_any
+
+    folder = tmp_path_factory.mktemp("classifiers")
+    (folder / "a.jsonl").write_text(MOODS, encoding="utf-8")
+    (folder / "b.jsonl").write_text(MOODS.replace('"n"', '"x"').replace('"p"', '"y"'), encoding="utf-8")
+    rows = [json.dumps({"text": f"film {i} of them", "stars": i % 5}) for i in range(40)]
+    (folder / "c.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    bag, stars = BAG.split(), ["task.kind=regression", "data.score_column=stars", *BAG.split()[1:]]
+    for name, source, settings in (("BAG", "a", bag), ("OTHER", "b", bag), ("STARS", "c", stars)):
+        train_any(str(folder / f"{source}.jsonl"), *settings, "data.heldout_fraction=0.2", out=str(folder / name))
+    return {name: folder / name for name in ("BAG", "OTHER", "STARS")}
+
+
+@pytest.mark.parametrize("case", ASKED, ids=ids)
+def test_refused_with_a_good_classifier(
+    case: Case, command: Callable[..., tuple[int, str, str]], classifiers: dict[str, Path], tiny_run: Run
+) -> None:
+    case.lay(Path.cwd())
+    before = sorted(p.name for p in Path.cwd().iterdir())
+    line = case.line.replace("LANGUAGE", str(tiny_run.path))
+    for name, path in classifiers.items():
+        line = line.replace(name, str(path))
+    refused(case, *command(line, case.stdin))
+    assert sorted(p.name for p in Path.cwd().iterdir()) == before
+
+
+def test_a_text_of_100_000_words_is_cut_or_split(command: Callable[..., tuple[int, str, str]]) -> None:
+    file("a.jsonl", labelled(("word " * 100_000, "n")) + MOODS)(Path.cwd())
+    for how in ("truncate", "split"):
+        code, _, err = command(f"train a.jsonl {CNN} task.on_too_long={how} data.heldout_fraction=0.2 --out {how}")
+        assert code == 0 and "Traceback" not in err, err
+        code, out, err = command(f"classify {how} -", b"word " * 100_000 + b"\nlovely\n")
+        assert (
+            code == 0 and len(out.splitlines()) == 2 and f"1 texts were longer than the model reads ({how})" in err
+        ), err

@@ -48,7 +48,7 @@ def test_a_batch_follows_from_its_place_alone(n: int, size: int) -> None:
     backward = [numbers(texts.batch(first, size)) for first in reversed(places)][::-1]
     anew = [numbers(texts_of(n, size).batch(first, size)) for first in places]
     assert forward == backward == anew
-    assert sum(forward, []) == numbers(texts.batch(0, len(places) * size))
+    assert [i for batch in forward for i in batch] == numbers(texts.batch(0, len(places) * size))
 
 
 def test_padding_mask_and_targets() -> None:
@@ -74,8 +74,8 @@ def test_evaluation_goes_by_length_and_ends() -> None:
     texts = texts_of(30, 8)
     seen = [numbers(texts.sequential(first, 8)) for first in range(0, 30, 8)]
     assert [len(batch) for batch in seen] == [8, 8, 8, 6]
-    lengths = [len(rows_of(30)[i]) for i in sum(seen, [])]
-    assert lengths == sorted(lengths) and sorted(sum(seen, [])) == list(range(30))
+    lengths = [len(rows_of(30)[i]) for i in [i for batch in seen for i in batch]]
+    assert lengths == sorted(lengths) and sorted([i for batch in seen for i in batch]) == list(range(30))
 
 
 @pytest.mark.parametrize("n", [400, 403, 399])

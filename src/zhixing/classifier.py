@@ -76,7 +76,7 @@ from zhixing.tokens.bucketed import BucketedTexts
 from zhixing.tokens.ngrams import NgramSettings, NgramVocabulary, available_threads
 from zhixing.tokens.shards import open_shards, write_shards
 from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
-from zhixing.training.checkpoint import load_step, restore_model
+from zhixing.training.checkpoint import list_steps, load_step, restore_model
 from zhixing.training.loop import FitResult, fit
 from zhixing.training.masking import MaskedSequences, masked_tokens
 from zhixing.training.objectives import IGNORED, label_texts
@@ -290,7 +290,7 @@ def _train_network(
         encode_texts([item.text for item in parts.test], tokenizer, max_len, "error", places=parts.test.places)
     recipe = _resolved(recipe, len(sides[0]))
     bf16 = recipe.train.bf16 is True
-    if recipe.task.pretrain_steps and not (run_dir / "checkpoints").exists():
+    if recipe.task.pretrain_steps and not list_steps(run_dir):  # else the checkpoint has what came of it
         assert isinstance(model, BertClassifier)
         _pretrain(model, tokenizer, recipe, parts, run_dir, bf16)
     if recipe.model.lora_rank:
@@ -333,7 +333,13 @@ def _train_network(
         say(f"go on with:  zhixing train ... --out {run_dir} --resume")
         raise SystemExit(result.exit_code)
     if result.best_step >= 0:
-        restore_model(model, load_step(run_dir, result.best_step).model)
+        try:
+            best = load_step(run_dir, result.best_step)
+        except InputError as error:  # damaged since: the run is not lost for that
+            say(f"warning: {error.what} ({error.why or error.where}); the model of the last step is taken instead")
+            result = replace(result, best_step=result.step)
+        else:
+            restore_model(model, best.model)
     if recipe.model.lora_rank:
         remove_lora(model)
     stored = StoredClassifier(model.eval(), tokenizer, labels, problem, 1.0)

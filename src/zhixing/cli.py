@@ -305,7 +305,10 @@ def _texts_of(arguments: list[str]) -> list[str]:
         if argument != "-" and len(argument) < 4096 and "\n" not in argument and path.is_file():
             from zhixing.text.readers import read_texts
 
-            texts += read_texts(path)
+            found = read_texts(path)
+            if not found:
+                raise InputError("the file holds no text", where=argument, mend="put a text on each line")
+            texts += found
         elif argument == "-":
             texts += [line for line in _text_of("-", number).replace("\r\n", "\n").split("\n") if line.strip()]
         else:

@@ -82,6 +82,8 @@ def explain(
     """
     if method not in ("auto", *get_args(Method)):
         raise InputError(f"there is no method {method!r}", mend=f"take auto, {', '.join(get_args(Method))}")
+    if nearest < 0:
+        raise InputError(f"nearest = {nearest}", why="the least is 0")
     if nearest and training is None:
         raise InputError("there are no training texts to search for the nearest", mend="give training=WordIndex(...)")
     if label is not None and label not in run.labels:

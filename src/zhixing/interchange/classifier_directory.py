@@ -174,7 +174,10 @@ def read_classifier(folder: Path) -> StoredClassifier:
             )
     model = family(settings)
     try:
-        model.load_state_dict(read_safetensors(folder / WEIGHTS))
+        tensors = read_safetensors(folder / WEIGHTS)
+        if odd_ones := sorted(name for name, tensor in tensors.items() if not tensor.is_floating_point()):
+            raise ValueError(f"{odd_ones[0]} holds {tensors[odd_ones[0]].dtype}")
+        model.load_state_dict(tensors)
     except ValueError as error:
         raise InputError("the weights are damaged", where=str(folder / WEIGHTS), why=str(error)[:200]) from None
     return StoredClassifier(model.eval(), reader, facts.names, facts.problem_type, float(temperature))
@@ -191,6 +194,8 @@ def _check_depth(settings: Any, n_tensors: int, place: str) -> None:
             raise InputError("no model has these sizes", where=place)
     elif settings.max_len < 1:
         raise InputError("max_len = 0 cannot be", where=place)
+    if isinstance(gpt, GPTSettings) and not (gpt.rope_theta > 0 and gpt.norm_eps >= 0):
+        raise InputError("rope_theta must be above 0, norm_eps not below", where=place)
     if not 0 <= getattr(gpt, "dropout", 0.0) < 1:
         raise InputError(f"dropout = {gpt.dropout} cannot be", where=place)
 
@@ -215,7 +220,7 @@ def _settings(kind: type, raw: Any, place: str) -> Any:
         elif typing.get_origin(hint) is typing.Literal:
             if value not in typing.get_args(hint):
                 raise InputError(f"{name} = {value!r:.80} cannot be", where=place)
-        elif type(value) is int and hint is float:
+        elif type(value) is int and hint is float and abs(value) < 1 << 53:
             value = float(value)
         elif (
             type(value) is not hint
@@ -230,6 +235,11 @@ def _settings(kind: type, raw: Any, place: str) -> Any:
     return kind(**values)
 
 
+def _is_unicode(word: str) -> bool:
+    """Whether it has no half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in word)
+
+
 def _vocabulary(path: Path, n_rows: int) -> NgramVocabulary:
     if not path.is_file():
         raise InputError(f"there is no {VOCABULARY}", where=str(path.parent))
@@ -237,7 +247,7 @@ def _vocabulary(path: Path, n_rows: int) -> NgramVocabulary:
     words, counts = raw.get("words"), raw.get("counts")
     fine = isinstance(words, list) and isinstance(counts, list) and len(words) == len(counts)
     numbers = all(type(c) is int and 0 <= c < 1 << 62 for c in counts or []) if fine else False
-    if not numbers or not all(isinstance(w, str) for w in words or []):
+    if not numbers or not all(isinstance(w, str) and _is_unicode(w) for w in words or []):
         raise InputError("the vocabulary must be words and as many counts", where=str(path))
     settings = _settings(NgramSettings, raw.get("settings"), f"{path}, settings")
     vocabulary = NgramVocabulary(list(words or []), np.array(counts, np.int64), settings)

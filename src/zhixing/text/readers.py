@@ -414,9 +414,13 @@ def read_texts(path: Path, column: str = "text") -> list[str]:
     file = source_file(path, path.name)
     check_readable(file)
     if file.kind == "text":
-        return [
-            line.decode("utf-8").strip("\r\n") for _, _, line in record_lines(file) if line is not None and line.strip()
-        ]
+        lines = []
+        for number, _, line in record_lines(file):
+            if line is None:
+                raise too_long(f"{file.name}:{number}").error
+            if line.strip():
+                lines.append(line.decode("utf-8").strip("\r\n"))
+        return lines
     readers = {"jsonl": read_jsonl, "csv": read_csv, "tsv": read_csv, "parquet": read_parquet}
     texts = []
     for row in readers[file.kind](file, column):
