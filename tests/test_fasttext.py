@@ -11,10 +11,8 @@ import torch
 
 from test_word2vec import drawn
 from zhixing.vectors.fasttext import (
-    add_skipgram_parts,
     mean_of_parts,
     skipgram_parts,
-    skipgram_parts_changes,
     skipgram_parts_loss,
     skipgram_parts_reference,
     word_parts,
@@ -59,8 +57,8 @@ def test_words_without_ngrams_have_their_own_row() -> None:
     assert len(buckets) == 0
 
 
-def updates(d_model: int, window: int, n_negative: int, *, together: bool) -> None:
-    """The compiled loops against the reference, word after word, or all from the matrices as they were."""
+@pytest.mark.parametrize("d_model, window, n_negative", [(100, 5, 5), (3, 1, 1), (40, 2, 7)])
+def test_the_loop_is_the_reference(d_model: int, window: int, n_negative: int) -> None:
     generator = np.random.default_rng(d_model)
     vocabulary = ["a", "ab", "abc", "bcd", "知行", "行", "x", "xab", "hello"]
     parts, offsets, buckets = word_parts(9, *subword_ids(vocabulary, 2, 4, 20))  # few buckets: words collide
@@ -71,28 +69,17 @@ def updates(d_model: int, window: int, n_negative: int, *, together: bool) -> No
     vectors, outputs = aligned_zeros(9 + len(buckets), d_model), aligned_zeros(9, d_model)
     vectors[:, :d_model] = generator.normal(0, 0.5, (len(vectors), d_model))
     outputs[:, :d_model] = generator.normal(0, 0.3, (9, d_model))
-    before = [torch.from_numpy(matrix[:, :d_model].copy()) for matrix in (vectors, outputs)]
-    wanted = [matrix.clone() for matrix in before]
+    wanted = [torch.from_numpy(matrix[:, :d_model].copy()) for matrix in (vectors, outputs)]
     for i, word in enumerate(words):
         neighbours = [words[p] for p in range(left[i], right[i]) if p != i]
         if neighbours:
-            start = [matrix.clone() for matrix in (before if together else wanted)]
-            alone = [matrix.clone() for matrix in start]
             rows = parts[offsets[word] : offsets[word + 1]].tolist()
-            skipgram_parts_reference(*alone, rows, neighbours, negatives[i][: n_negative * len(neighbours)], 0.1)
-            for total, old, new in zip(wanted, start, alone, strict=True):
-                total += new - old
+            skipgram_parts_reference(*wanted, rows, neighbours, negatives[i][: n_negative * len(neighbours)], 0.1)
     numbers, pairs, n = np.array(words, np.int32), 2 * window * (1 + n_negative), len(words)
     plan = (np.array(left), np.array(right), np.array(negatives, np.int32), n_negative, n)
     scratch, g = aligned_zeros(pairs + 8, d_model), aligned_zeros(1, pairs + 4)
     rate = np.float32(0.1)
-    if together:
-        found = aligned_zeros(n, d_model), aligned_zeros(n, d_model), np.zeros((n, pairs), np.float32)
-        skipgram_parts_changes(numbers, offsets, parts, *plan, rate, vectors, outputs, scratch, g, *found)
-        for thread in (1, 0):
-            add_skipgram_parts(numbers, offsets, parts, *plan, *found, vectors, outputs, thread, 2)
-    else:
-        skipgram_parts(numbers, offsets, parts, numbers, *plan, rate, vectors, outputs, scratch, g)
+    skipgram_parts(numbers, offsets, parts, numbers, *plan, rate, vectors, outputs, scratch, g)
     np.testing.assert_allclose(vectors[:, :d_model], wanted[0].numpy(), rtol=1e-4, atol=5e-5)
     np.testing.assert_allclose(outputs[:, :d_model], wanted[1].numpy(), rtol=1e-4, atol=5e-5)
     assert not vectors[:, d_model:].any()
@@ -101,12 +88,6 @@ def updates(d_model: int, window: int, n_negative: int, *, together: bool) -> No
     for word in range(9):
         rows_of = vectors[parts[offsets[word] : offsets[word + 1]]]
         np.testing.assert_allclose(means[word], rows_of.mean(0), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("d_model, window, n_negative", [(100, 5, 5), (3, 1, 1), (40, 2, 7)])
-def test_the_loops_are_the_reference(d_model: int, window: int, n_negative: int, together: bool) -> None:
-    updates(d_model, window, n_negative, together=together)
 
 
 def test_the_reference_follows_the_gradient() -> None:

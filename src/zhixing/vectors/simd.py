@@ -135,16 +135,6 @@ def add(typing: Any, a: Any, b: Any) -> Any:
 
 
 @_compiled
-def subtract(typing: Any, a: Any, b: Any) -> Any:
-    """a - b."""
-
-    def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fsub(*arguments)
-
-    return float32x16(float32x16, float32x16), make
-
-
-@_compiled
 def multiply_add(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, in one instruction where the processor has it."""
 

@@ -5,9 +5,10 @@ place alone; so a run is known by (vectors, epoch, slice), and only the order of
 
     lock-free       threads take slices in turn and change the same matrices without locks (Hogwild, Recht et al.
                     2011): two of them seldom touch one row at once, and a lost addition is only noise.
-    deterministic   for eight small slices at a time it is found what they would change, while the matrices stand
-                    still; then the changes are added in the order of the text, each row by the thread that owns
-                    it. The result is the same, bit for bit, with any number of threads.
+    deterministic   one thread learns from the slices in the order of the text, whatever `threads` says, so the result
+                    is the same bit for bit. Rounds of slices that several threads compute side by side and add in a
+                    fixed order repeat too, but on two cores they were no faster than this (1.6M words/s against 2.1M),
+                    and their summed changes grew without bound on a small text: docs/log.md.
 
 The learning rate falls linearly to zero (a ten-thousandth, in word2vec.c) over the words of all epochs.
 """
@@ -20,7 +21,6 @@ import itertools
 import json
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,26 +35,18 @@ from numpy.typing import NDArray
 from zhixing.errors import InputError
 from zhixing.files import atomic_dir, clear_leftovers, remove_tree, set_aside, verify_manifest
 from zhixing.progress import Progress, quantity, say
-from zhixing.vectors.fasttext import (
-    add_skipgram_parts,
-    mean_of_parts,
-    skipgram_parts,
-    skipgram_parts_changes,
-    word_parts,
-)
+from zhixing.vectors.fasttext import mean_of_parts, skipgram_parts, word_parts
 from zhixing.vectors.keyed import KeyedVectors, Subwords, subword_ids
 from zhixing.vectors.simd import aligned_zeros, padded
-from zhixing.vectors.word2vec import add_cbow, add_skipgram, cbow, cbow_changes, draw, skipgram, skipgram_changes
+from zhixing.vectors.word2vec import cbow, draw, skipgram
 from zhixing.vectors.words import MAX_SENTENCE, Units, Vocabulary, WordCorpus, alias_table, count_words, encode_words
 
 Array = Any  # np.ndarray inside compiled code
 
-SLICE = 500, MAX_SENTENCE + 1  # numbers after which a slice ends with its sentence, and after which it ends anyway
-LONGEST_SMALL = 150  # no slice is longer in the deterministic mode, where all of a round start from the same vectors
-ROUND = 8  # slices that learn side by side there; more threads than that have nothing to do
-STEEPEST = 1.0  # the largest sum of rates on one row in a round; see Training._small_slice
-CLAIM = 4  # slices that a thread takes at a time in the other
-BLOCK = 2048  # slices between two looks at the clock: a quarter of a million words and more
+SLICE = 500  # numbers after which a slice ends with its sentence
+LONGEST = MAX_SENTENCE + 1  # and after which it ends anyway
+CLAIM = 4  # slices that a thread takes at a time
+BLOCK = 2048  # slices between two looks at the clock: about a million words
 STATES = "states"  # in the run's folder
 
 _SKIPGRAM, _CBOW, _PARTS = 0, 1, 2
@@ -78,7 +70,7 @@ class WordVectorSettings:
     max_n: int = 6  # fasttext: 0 for no n-grams
     buckets: int = 2_000_000  # fasttext: rows that n-grams are hashed into
     threads: int | Literal["auto"] = "auto"  # auto: one for each core
-    deterministic: bool = False  # the same result each time, whatever the threads
+    deterministic: bool = False  # the same result each time, whatever `threads` says: one learns
     seed: int = 0
     save_seconds: float = 300.0  # between two states, where there is a folder for them
 
@@ -281,95 +273,6 @@ def _learn_slices(
         )  # fmt: skip
 
 
-@njit(nogil=True, cache=True)
-def _changes_of_slice(
-    s: int,
-    starts: Array,
-    epoch_place: int,
-    total: int,
-    first_rate: float,
-    seed: Any,
-    algorithm: int,
-    window: int,
-    n_negative: int,
-    ids: Array,
-    keep: Array,
-    share: Array,
-    other: Array,
-    offsets: Array,
-    parts: Array,
-    vectors: Array,
-    outputs: Array,
-    words: Array,
-    left: Array,
-    right: Array,
-    negatives: Array,
-    scratch: Array,
-    g: Array,
-    steps: Array,
-    changes: Array,
-    weights: Array,
-) -> int:
-    """Draw slice s and find what it would change; how many words it keeps. The matrices stay as they are."""
-    n = draw(
-        ids, starts[s], starts[s + 1], keep, share, other, window, n_negative, algorithm == _PARTS, seed,
-        words, left, right, negatives,
-    )  # fmt: skip
-    rate = _rate(first_rate, epoch_place + starts[s], total)
-    if algorithm == _SKIPGRAM:
-        skipgram_changes(
-            words, left, right, negatives, n, rate, vectors, outputs, scratch, g, steps, changes
-        )  # fmt: skip
-    elif algorithm == _CBOW:
-        cbow_changes(
-            words, left, right, negatives, n, rate, vectors, outputs, scratch, g, steps, changes, weights
-        )  # fmt: skip
-    else:
-        skipgram_parts_changes(
-            words, offsets, parts, left, right, negatives, n_negative, n, rate, vectors, outputs, scratch, g,
-            steps, changes, weights,
-        )  # fmt: skip
-    return n
-
-
-@njit(nogil=True, cache=True)
-def _add_changes(
-    algorithm: int,
-    n_negative: int,
-    offsets: Array,
-    parts: Array,
-    vectors: Array,
-    outputs: Array,
-    words: Array,
-    left: Array,
-    right: Array,
-    negatives: Array,
-    counts: Array,
-    steps: Array,
-    changes: Array,
-    weights: Array,
-    thread: int,
-    n_threads: int,
-) -> None:
-    """Add the changes of all slices of a round, in their order, to the rows of one thread. The first axis is slices."""
-    for s in range(len(counts)):
-        if algorithm == _SKIPGRAM:
-            add_skipgram(
-                words[s], left[s], right[s], negatives[s], counts[s], steps[s], changes[s], vectors, outputs,
-                thread, n_threads,
-            )  # fmt: skip
-        elif algorithm == _CBOW:
-            add_cbow(
-                words[s], left[s], right[s], negatives[s], counts[s], steps[s], changes[s], weights[s],
-                vectors, outputs, thread, n_threads,
-            )  # fmt: skip
-        else:
-            add_skipgram_parts(
-                words[s], offsets, parts, left[s], right[s], negatives[s], n_negative, counts[s], steps[s], changes[s],
-                weights[s], vectors, outputs, thread, n_threads,
-            )  # fmt: skip
-
-
 # ---- the run ----------------------------------------------------------------------------------------------------
 
 
@@ -394,11 +297,7 @@ class Training:
             ngrams = subword_ids(vocabulary.words, settings.min_n, settings.max_n, settings.buckets)
             self.parts, self.offsets, self.buckets = word_parts(n_words, *ngrams)
             rows, spread = n_words + len(self.buckets), 1.0 / d_model
-        size, self.longest_slice = SLICE
-        if settings.deterministic:
-            self.longest_slice = self._small_slice()
-            size = -(-self.longest_slice * 2 // 3)
-        self.starts = cut_slices(ids, size, self.longest_slice)
+        self.starts = cut_slices(ids, SLICE, LONGEST)
         self.vectors = aligned_zeros(rows, d_model)  # (V or more, padded D)
         self.outputs = aligned_zeros(n_words, d_model)  # (V, padded D)
         generator = np.random.default_rng(settings.seed)
@@ -411,7 +310,7 @@ class Training:
         if states is not None:
             states.load(self)
         settings = self.settings
-        n_slices, n_threads = len(self.starts) - 1, settings.n_threads
+        n_slices, n_threads = len(self.starts) - 1, 1 if settings.deterministic else settings.n_threads
         all_places = settings.epochs * len(self.ids)
         per_place = self.vocabulary.n_seen / len(self.ids)
         began = saved = time.monotonic()
@@ -462,18 +361,6 @@ class Training:
             vocabulary.n_seen * settings.epochs / max(seconds, 1e-9),
         )
 
-    def _small_slice(self) -> int:
-        """Words of a slice such that a round does not change the row of the most frequent word or n-gram too far.
-
-        Its changes in a round are computed from the same vectors and then summed, as if the learning rate were that
-        many times higher: (its share of the kept words) (words of a round) rate is kept below STEEPEST.
-        """
-        kept = self.vocabulary.counts * (self.keep / (1 << 32))
-        share = kept / kept.sum()
-        if self.algorithm == _PARTS:
-            share = np.bincount(self.parts, np.repeat(share, np.diff(self.offsets)))
-        return int(np.clip(STEEPEST / (share.max() * self.settings.first_rate * ROUND), 8, LONGEST_SMALL))
-
     def place(self) -> int:
         """Numbers of the text behind us, over all epochs."""
         return self.epoch * len(self.ids) + int(self.starts[self.slice])
@@ -492,76 +379,34 @@ class Training:
 
     def _blocks(self, n_threads: int) -> Callable[[ThreadPoolExecutor, int, int], None]:
         """A function that learns from slices first..last-1 with all threads and comes back when they are done."""
-        rooms = [_room(self.settings, self.longest_slice) for _ in range(n_threads)]
-        if not self.settings.deterministic:
+        rooms = [_room(self.settings) for _ in range(n_threads)]
 
-            def free(pool: ThreadPoolExecutor, first: int, last: int) -> None:
-                facts, turns = self._facts(), itertools.count(first, CLAIM)
-                learn: Any = _learn_slices
+        def block(pool: ThreadPoolExecutor, first: int, last: int) -> None:
+            facts, turns = self._facts(), itertools.count(first, CLAIM)
+            learn: Any = _learn_slices  # its arguments come in groups, which mypy cannot count
 
-                def work(room: tuple[Any, ...]) -> None:
-                    while (begin := next(turns)) < last:  # next() of a count is one step: no two threads get the same
-                        learn(begin, min(begin + CLAIM, last), *facts, *room)
+            def work(room: tuple[Any, ...]) -> None:
+                while (begin := next(turns)) < last:  # next() of a count is one step: no two threads get the same
+                    learn(begin, min(begin + CLAIM, last), *facts, *room)
 
-                for _ in pool.map(work, rooms):
-                    pass
-
-            return free
-
-        n_threads = min(n_threads, ROUND)
-        most, d_model = self.longest_slice, self.settings.d_model
-        draws = [np.stack([part] * ROUND) for part in rooms[0][:4]]  # words, left, right, negatives of each slice
-        per_word = 1 + self.settings.negative if self.algorithm == _SKIPGRAM else 1
-        n_targets = (1 + self.settings.negative) * (2 * self.settings.window if self.algorithm == _PARTS else 1)
-        steps = aligned_zeros(ROUND * most, d_model).reshape(ROUND, most, -1)
-        changes = aligned_zeros(ROUND * most * per_word, d_model).reshape(ROUND, most * per_word, -1)
-        weights = np.zeros((ROUND, most, n_targets), np.float32)
-        counts = np.zeros(ROUND, np.int64)
-
-        def rounds(pool: ThreadPoolExecutor, first: int, last: int) -> None:
-            facts, barrier = self._facts(), threading.Barrier(n_threads)
-            find: Any = _changes_of_slice  # its arguments come in groups, which mypy cannot count
-            add: Any = _add_changes
-
-            def work(thread: int) -> None:
-                scratch = rooms[thread][4:]
-                try:
-                    for begin in range(first, last, ROUND):
-                        for s in range(thread, ROUND, n_threads):
-                            counts[s] = 0
-                            if begin + s < last:
-                                counts[s] = find(
-                                    begin + s, *facts, *(draw[s] for draw in draws), *scratch,
-                                    steps[s], changes[s], weights[s],
-                                )  # fmt: skip
-                        barrier.wait()
-                        add(
-                            self.algorithm, self.settings.negative, self.offsets, self.parts, self.vectors,
-                            self.outputs, *draws, counts, steps, changes, weights, thread, n_threads,
-                        )  # fmt: skip
-                        barrier.wait()
-                except BaseException:
-                    barrier.abort()
-                    raise
-
-            for _ in pool.map(work, range(n_threads)):
+            for _ in pool.map(work, rooms):
                 pass
 
-        return rounds
+        return block
 
 
-def _room(settings: WordVectorSettings, most: int) -> tuple[Any, ...]:
-    """What a thread draws and computes in, for slices of at most `most`: words, left, right, negatives, scratch, g."""
+def _room(settings: WordVectorSettings) -> tuple[Any, ...]:
+    """What a thread draws and computes in: words, left, right, negatives, scratch, g."""
     window, negative = settings.window, settings.negative
     pairs = 2 * window * (1 + negative)
-    per_word, rows, g = negative, 2 * window + negative + 8 + most, (2 * window + 2, padded(negative + 4))
+    per_word, rows, g = negative, 2 * window + negative + 8, (2 * window + 2, padded(negative + 4))
     if settings.algorithm == "fasttext":
         per_word, rows, g = 2 * window * negative, pairs + 8, (1, padded(pairs + 4))
     return (
-        np.empty(most, np.int32),
-        np.empty(most, np.int64),
-        np.empty(most, np.int64),
-        np.empty((most, per_word), np.int32),
+        np.empty(LONGEST, np.int32),
+        np.empty(LONGEST, np.int64),
+        np.empty(LONGEST, np.int64),
+        np.empty((LONGEST, per_word), np.int32),
         aligned_zeros(rows, settings.d_model),
         aligned_zeros(*g),
     )
