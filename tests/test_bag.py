@@ -252,6 +252,8 @@ def test_idf_rates_by_hand() -> None:
     idf = np.log(1 + 2 / np.array([2.0, 1.0, 1.0]))
     mean = (3 * idf[0] ** 2 + idf[1] ** 2) / 4
     np.testing.assert_allclose(rates, idf**2 / mean, rtol=1e-6)
+    steep = row_rates_of("idf", np.array([0, 0, 1, 0], np.int32), np.array([0, 3, 4]), None, 3, 2.0)
+    np.testing.assert_allclose(steep, idf**4 / ((3 * idf[0] ** 4 + idf[1] ** 4) / 4), rtol=1e-6)
 
 
 def test_dropout_repeats_and_leaves_out_its_share() -> None:

@@ -19,7 +19,7 @@ What differs from the paper, each an option of `BagTraining`:
 * `rates = "idf"`: the rows of rare features learn faster, by the square of idf = log(1 + N / df) (Sparck Jones 1972).
   Weighting the features of a text by idf and learning U by gradient descent is the same as learning E = idf U with a
   rate idf^2, so the weights cost nothing afterwards. "nb": the same with |r|, the naive Bayes log-count ratio, which is
-  how Wang & Manning (2012, section 2.3) feed a support vector machine.
+  how Wang & Manning (2012, section 2.3) feed a support vector machine. `rates_power` q takes the weight to the power q.
 * `start = "labels"`: W is the identity and stays so, d_model = n_labels, and E starts at 0: softmax regression, in
   which the row of a feature is what it says for each label.
 * p = 1/2 (`BagSettings.power`): texts of length n then have h of about equal length, as if normed.
@@ -82,6 +82,7 @@ class BagTraining:
     learning_rate: float = 0.5
     start: Literal["random", "labels"] = "random"
     rates: Literal["equal", "idf", "nb"] = "equal"
+    rates_power: float = 1.0  # q
     dropout: float = 0.0  # share of a text's features that are left out, each time anew
     threads: int = 1  # more than one is faster, and never twice the same
     seed: int = 0
@@ -93,6 +94,7 @@ class BagTraining:
             ("learning_rate", 0.0 < self.learning_rate < math.inf, "it is a number above 0"),
             ("dropout", 0.0 <= self.dropout < 1.0, "it is a share of at least 0 and below 1"),
             ("start", self.start in ("random", "labels"), "it is one of random, labels"),
+            ("rates_power", 0.0 <= self.rates_power < math.inf, "it is a number of at least 0"),
             ("rates", self.rates in ("equal", "idf", "nb"), "it is one of equal, idf, nb"),
         ):
             if not fine:
@@ -412,7 +414,9 @@ def log_count_ratios(
     return ratios
 
 
-def row_rates_of(kind: str, ids: NDArray[np.int32], starts: NDArray[np.int64], ratios: Any, rows: int) -> Any:
+def row_rates_of(
+    kind: str, ids: NDArray[np.int32], starts: NDArray[np.int64], ratios: Any, rows: int, power: float = 1.0
+) -> Any:
     """The rate of each row (R,), 1 on the average of the features as they occur; none if all are equal."""
     if kind == "equal":
         return np.empty(0, np.float32)
@@ -422,8 +426,9 @@ def row_rates_of(kind: str, ids: NDArray[np.int32], starts: NDArray[np.int64], r
         weight = np.log(1 + (len(starts) - 1) / np.maximum(counts, 1))
     else:
         weight = np.abs(ratios).max(axis=1)
-    mean = float(np.sqrt(np.mean(weight[ids] ** 2))) if len(ids) else 1.0
-    return ((weight / max(mean, 1e-12)) ** 2).astype(np.float32)
+    rates = weight ** (2 * power)
+    mean = float(np.mean(rates[ids])) if len(ids) else 1.0
+    return (rates / max(mean, 1e-12)).astype(np.float32)
 
 
 def start_weights(settings: BagSettings, training: BagTraining) -> BagWeights:
@@ -461,7 +466,7 @@ def fit_bag(
     problem = PROBLEMS.index(settings.problem)
     ratios = log_count_ratios(ids, starts, targets, settings) if training.rates == "nb" else None
     weights = start_weights(settings, training)
-    row_rates = row_rates_of(training.rates, ids, starts, ratios, settings.vocab_size)
+    row_rates = row_rates_of(training.rates, ids, starts, ratios, settings.vocab_size, training.rates_power)
     counted = np.ones(settings.n_labels, np.float32) if class_weights is None else class_weights.astype(np.float32)
     n, threads = len(targets), training.threads
     total = n * training.epochs
