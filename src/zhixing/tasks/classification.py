@@ -120,7 +120,8 @@ def probabilities_of(
         return z
     z = z / temperature
     if problem_type == "multi_label_classification":
-        return 1 / (1 + np.exp(-z))
+        z = z.clip(-700, 700)  # beyond, e^z is no number
+        return np.asarray(1 / (1 + np.exp(-z)), np.float64)
     e = np.exp(z - z.max(axis=1, keepdims=True))
     result: NDArray[np.float64] = e / e.sum(axis=1, keepdims=True)
     return result
