@@ -48,7 +48,7 @@ PIECES = ("tokenizer.kind=wordpiece", "tokenizer.vocab_size=300", "tokenizer.low
 FAMILIES: dict[str, tuple[str, ...]] = {
     "bag": ("model.family=bag", "bag.buckets=1000", "model.d_model=8"),
     "textcnn": ("model.family=textcnn", *NETWORK, *WORDS, "model.n_filters=16"),
-    "lstm": ("model.family=lstm", *NETWORK, *WORDS, "train.max_steps=100"),
+    "lstm": ("model.family=lstm", *NETWORK, *WORDS, "train.learning_rate=0.03"),
     "gpt": ("model.family=gpt", *NETWORK, "tokenizer.vocab_size=400"),
     "bert": ("model.family=bert", *NETWORK, *PIECES),
 }
@@ -215,10 +215,13 @@ def test_balanced_weights(tmp_path: Path) -> None:
     assert class_weights(found, found.labels) == pytest.approx({"rare": 5.0, "usual": 100 / 180})
     assert targets_of(found, found.labels, found.problem_type).tolist() == [0] * 10 + [1] * 90
     made = [row for i, row in enumerate(rows(400)) if row["label"] == "positive" or i % 16 == 0]
+    source = lay(tmp_path / "rare.jsonl", made)
     for family in ("bag", "textcnn"):
-        settings = (*FAMILIES[family], "task.class_weights=balanced")
-        classifier = train(lay(tmp_path / "rare.jsonl", made), tmp_path / family, *settings)
-        assert classifier("the story was dreadful and the music").label == "negative"
+        recall = {}
+        for how in ("none", "balanced"):
+            train(source, tmp_path / family / how, *FAMILIES[family], f"task.class_weights={how}")
+            recall[how] = score(tmp_path / family / how, "macro_recall")
+        assert recall["balanced"] > recall["none"] + 0.1, (family, recall)
 
 
 def test_texts_too_long(tmp_path: Path) -> None:

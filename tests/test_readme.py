@@ -66,7 +66,9 @@ def test_every_setting_is_known(page: str) -> None:
     found = 0
     for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         settings = re.findall(r"\b((?:data|task|bag|tokenizer|model|train|eval)\.\w+=[\w.+-]+)", line)
-        parse_recipe("", page, settings)  # those of a line together
+        family = next((f for f in ("bert", "gpt") if f"train {f}-" in line), "bert" if "task." in line else "gpt")
+        told = ["task.kind=classification", f"model.family={family}"]  # what the recipe of the line says
+        parse_recipe("", page, [*told, *settings])  # those of a line together
         found += len(settings)
     if page.startswith(("docs/first-model", "docs/classifiers")):
         assert found > 6

@@ -45,7 +45,7 @@ from zhixing.interchange.word_vector_files import read_word_vectors
 from zhixing.models.bag import BagClassifier, BagTraining, predict_bag
 from zhixing.models.bert import Bert, BertClassifier, BertMaskedLM, BertSettings
 from zhixing.models.gpt import GPT, GPTClassifier, GPTClassifierSettings, GPTSettings
-from zhixing.models.lora import LoRASettings, add_lora, remove_lora
+from zhixing.models.lora import LoRASettings, add_lora, merge, remove_lora
 from zhixing.models.lstm import LSTMClassifier, LSTMClassifierSettings
 from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
 from zhixing.progress import Progress, duration, quantity, say
@@ -222,7 +222,10 @@ def _train_bag(recipe: Recipe, parts: Parts, problem: ProblemType, run_dir: Path
     """One bag without the validation texts finds the temperature, then one learns from all of them."""
     b = recipe.bag
     ngrams = NgramSettings(b.words, b.ngrams, b.buckets, b.min_count, b.lowercase, b.once, b.min_chars, b.max_chars)
-    training = BagTraining(b.epochs, b.learning_rate, b.start, b.rates, b.dropout, b.threads, recipe.train.seed)
+    training = BagTraining(
+        epochs=b.epochs, learning_rate=b.learning_rate, start=b.start, rates=b.rates, rates_power=b.rates_power,
+        dropout=b.dropout, threads=b.threads, seed=recipe.train.seed,
+    )  # fmt: skip
     whole = replace(
         parts.train,
         texts=[*parts.train.texts, *(parts.validation.texts if parts.validation is not parts.train else [])],
@@ -294,7 +297,8 @@ def _train_network(
         assert isinstance(model, BertClassifier)
         _pretrain(model, tokenizer, recipe, parts, run_dir, bf16)
     if recipe.model.lora_rank:
-        add_lora(model, LoRASettings(rank=recipe.model.lora_rank, alpha=2.0 * recipe.model.lora_rank), generator)
+        rank, head = recipe.model.lora_rank, "classifier" if recipe.model.family == "bert" else "score"
+        add_lora(model, LoRASettings(rank=rank, alpha=2.0 * rank, trained=(head,)), generator)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(
         f"{recipe.model.family}: {quantity(sum(p.numel() for p in model.parameters()))} parameters"
@@ -341,6 +345,7 @@ def _train_network(
         else:
             restore_model(model, best.model)
     if recipe.model.lora_rank:
+        merge(model)
         remove_lora(model)
     stored = StoredClassifier(model.eval(), tokenizer, labels, problem, 1.0)
     if problem != "regression" and parts.validation is not parts.train:

@@ -70,7 +70,8 @@ class BagRecipe:
     epochs: int = 10
     learning_rate: float = 0.5
     start: Literal["random", "labels"] = "random"
-    rates: Literal["equal", "idf", "nb"] = "equal"
+    rates: Literal["equal", "idf", "nb"] = "equal"  # how fast rows learn: idf and nb by what their feature tells
+    rates_power: float = 1.0  # idf or nb to this power
     power: float = 1.0  # the sum of n vectors is divided by n^power
     dropout: float = 0.0
     threads: int = 1  # more than one is never twice the same
