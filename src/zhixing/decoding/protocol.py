@@ -39,7 +39,11 @@ S = TypeVar("S", bound=State)
 
 
 class LanguageModel(Protocol[S]):
-    """A model that predicts the next token. B rows, T new tokens, D d_model, V vocab_size."""
+    """A model that predicts the next token. B rows, T new tokens, D d_model, V vocab_size.
+
+    It may have one thing more, `most_probable(hidden (B, D), excluded ids) -> ids (B,) or None`: where a row's greatest
+    logit is all that is asked for, a model may know a faster way to it than all logits.
+    """
 
     training: bool
 

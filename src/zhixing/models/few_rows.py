@@ -22,16 +22,9 @@ from numba import njit, prange
 from numba.core import cgutils as untyped_cgutils
 from numba.extending import intrinsic
 
+from zhixing.models.exponential import FAST
+
 cgutils: Any = untyped_cgutils
-
-FAST = {
-    "reassoc",
-    "contract",
-    "nsz",
-    "arcp",
-}  # sums may be reordered (so that they vectorise); inf and NaN stay themselves
-# error_model="numpy" below: a check for a division by zero would keep a loop from being vectorised (8 times as slow)
-
 
 MOST_THREADS: int = numba.get_num_threads()  # what numba started with
 UNSCALED = np.zeros(0, np.float32)  # the scale of float32 weights

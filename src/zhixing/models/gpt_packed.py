@@ -16,43 +16,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
-from numba.extending import intrinsic
 from torch import Tensor, nn
 
-from zhixing.models.few_rows import FAST, NEAR, UNSCALED, Array, ask_for, matmul, matmul_rows, quantise, use_threads
+from zhixing.models.exponential import FAST, exp32
+from zhixing.models.few_rows import NEAR, UNSCALED, Array, ask_for, matmul, matmul_rows, quantise, use_threads
 from zhixing.models.gpt import GPT
 from zhixing.models.layers import DecodingState
+from zhixing.models.screened_argmax import HAS_VNNI, ScreenedArgmax
 
 MOST_ROWS = 16  # beyond it the products are large enough for torch's own
-
-
-@intrinsic
-def _float_of_bits(context: Any, bits: Any) -> Any:
-    """The float32 whose bits are those of an int32."""
-
-    def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(numba.float32))
-
-    return numba.float32(numba.int32), make
-
-
-@njit(fastmath=FAST, inline="always", error_model="numpy")
-def _exp(x: Any) -> Any:
-    """e^x for float32 within 3e-7 of its value, without a call, so that loops over it vectorise (the library's do not).
-
-    x = (n + f) ln 2 with n whole and |f| <= 1/2; 2^f is a Taylor polynomial, 2^n an exponent. Below -87 it is about 0.
-    """
-    z = min(max(x * np.float32(1.4426950408889634), np.float32(-126.0)), np.float32(126.0))
-    whole = np.int32(z + np.float32(126.5))  # n + 126: never negative, so cutting off the fraction rounds
-    f = (z - np.float32(whole - np.int32(126))) * np.float32(0.6931471805599453)
-    p = np.float32(1 / 120) + f * np.float32(1 / 720)
-    p = np.float32(1 / 6) + f * (np.float32(1 / 24) + f * p)
-    p = np.float32(1) + f * (np.float32(1) + f * (np.float32(0.5) + f * p))
-    return p * _float_of_bits((whole + np.int32(1)) << np.int32(23))  # type: ignore[call-arg]
 
 
 @njit(fastmath=FAST, cache=True, error_model="numpy")
@@ -137,7 +112,7 @@ def _attend(
         top = max(top, scores[s])
     norm = np.float32(0)
     for s in range(seen):
-        scores[s] = _exp((scores[s] - top) * scale)
+        scores[s] = exp32((scores[s] - top) * scale)
         norm += scores[s]
     for k in range(size):
         result[k] = np.float32(0)
@@ -200,7 +175,7 @@ def _silu_row(both: Array, inner: Array) -> None:
     d_ff = inner.shape[0]
     for k in range(d_ff):
         gate = both[k]
-        inner[k] = gate / (np.float32(1) + _exp(-gate)) * both[d_ff + k]
+        inner[k] = gate / (np.float32(1) + exp32(-gate)) * both[d_ff + k]
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
@@ -217,7 +192,7 @@ def _gelu_row(inner: Array, bias: Array) -> None:
         u = inner[k] + bias[k]
         angle = root * (u + np.float32(0.044715) * u * u * u)
         # tanh(a) = 1 - 2 / (exp(2a) + 1)
-        inner[k] = u - u / (_exp(np.float32(2) * angle) + np.float32(1))
+        inner[k] = u - u / (exp32(np.float32(2) * angle) + np.float32(1))
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
@@ -350,6 +325,7 @@ MATRICES = {
         "feed_forward.down.weight",
     ),
 }
+NOT_ASKED = 15  # steps
 # How many tokens to guess, by the share of guesses that held lately: a guess costs a quarter of a step (int8 weights)
 GUESSES = ((0.9, 8), (0.8, 5), (0.65, 3), (0.4, 2), (0.2, 1))
 
@@ -393,6 +369,8 @@ class PackedGPT:
         self.matrices = [(_stacked([block.get_parameter(path) for block in blocks]), unscaled) for path in paths]
         self.arguments = self._arguments(self.matrices)
         self.rounded: tuple[list[Any], Array, Array] | None = None  # arguments, head and its scale in int8
+        self.screened: ScreenedArgmax | None = None  # the head in int8, for several rows
+        self.not_asked = 0  # for how many steps it is left alone, after it could not tell
         self.ahead: Ahead | None = None
         self.held = 0.85  # share of guesses that held lately
 
@@ -477,6 +455,18 @@ class PackedGPT:
         if len(flat) > MOST_ROWS:
             return self.model.logits(hidden)
         return self._scores(flat.contiguous(), self.head_weight, UNSCALED).view(*hidden.shape[:-1], -1)
+
+    def most_probable(self, hidden: Tensor, excluded: tuple[int, ...]) -> Tensor | None:
+        """hidden (B, D) -> the ids (B,) of the greatest logits but the excluded; None where it takes all logits."""
+        if not HAS_VNNI or hidden.shape[-1] % 4 or not 1 < len(hidden) <= MOST_ROWS:
+            return None
+        if self.not_asked:
+            self.not_asked -= 1
+            return None
+        self.screened = self.screened or ScreenedArgmax(self.head_weight)
+        found = self.screened(hidden, excluded)
+        self.not_asked = 0 if found is not None else NOT_ASKED
+        return found
 
     def _scores(self, hidden: Tensor, head: Array, scale: Array) -> Tensor:
         """hidden (B, D) -> (B, V) by a head in fp32 or int8."""

@@ -31,6 +31,24 @@ class TokenBatch(Protocol):
 Objective = Callable[[nn.Module, TokenBatch], tuple[Tensor, Tensor]]
 
 
+def _cross_entropy_in_place(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """logits (C, V) fp32 become dloss/dlogits; targets (C,) -> sum of losses. What softmax_rows.py compiles."""
+    counted = targets != IGNORED  # (C,)
+    index = targets.clamp(min=0)[:, None]
+    top = logits.amax(dim=1, keepdim=True)
+    target_logit = logits.gather(1, index)  # (C, 1)
+    mean_logit = logits.mean(dim=1, keepdim=True)
+    logits.sub_(top).exp_()
+    total = logits.sum(dim=1, keepdim=True)  # (C, 1)
+    log_total = total.log() + top
+    each = (1 - smoothing) * (log_total - target_logit) + smoothing * (log_total - mean_logit)
+    logits.mul_(counted[:, None] / total)  # p, and 0 where nothing counts
+    logits.scatter_add_(1, index, counted[:, None] * (smoothing - 1.0))
+    if smoothing:
+        logits.sub_(counted[:, None] * (smoothing / logits.shape[1]))
+    return (each[:, 0] * counted).sum()
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """Sum over rows n of -log softmax(W h_n + b)[y_n], a chunk of rows at a time, gradients made on the way.
 
@@ -62,33 +80,24 @@ class LinearCrossEntropy(torch.autograd.Function):
         onednn = dtype == torch.float32 and hidden.device.type == "cpu" and onednn_leads()
         grad_weight = torch.zeros_like(weight) if needs_grad and not onednn else None
         across = weight.new_zeros(weight.shape[1], vocab) if needs_grad and onednn else None  # (D, V), for oneDNN
+        fused = hidden.device.type == "cpu" and bias is None and dtype in (torch.float32, torch.bfloat16)
         buffer = None if onednn else hidden.new_empty(chunk, vocab, dtype=dtype)
         for begin in range(0, rows, chunk):
             h, y = hidden[begin : begin + chunk].to(dtype), targets[begin : begin + chunk]  # (C, D), (C,)
-            logits = product(h, w) if buffer is None else torch.mm(h, w.t(), out=buffer[: len(h)]).float()  # (C, V)
-            if bias is not None:
-                logits.add_(bias)
-            counted = y != IGNORED  # (C,)
-            index = y.clamp(min=0)[:, None]
-            top = logits.amax(dim=1, keepdim=True)
-            target_logit = logits.gather(1, index)  # (C, 1)
-            mean_logit = logits.mean(dim=1, keepdim=True) if smoothing else None
-            logits.sub_(top).exp_()
-            total = logits.sum(dim=1, keepdim=True)  # (C, 1)
-            log_total = total.log() + top
-            each = log_total - target_logit
-            if mean_logit is not None:
-                each = (1 - smoothing) * each + smoothing * (log_total - mean_logit)
-            loss += (each[:, 0] * counted).sum()
+            logits = product(h, w) if buffer is None else torch.mm(h, w.t(), out=buffer[: len(h)])  # (C, V)
+            if fused:
+                from zhixing.training.softmax_rows import cross_entropy_in_place  # numba comes with it
+
+                loss += cross_entropy_in_place(logits, y, IGNORED, smoothing).sum()
+                d = logits
+            else:
+                logits = logits.float() if bias is None else logits.float().add_(bias)
+                loss += _cross_entropy_in_place(logits, y, smoothing)
+                d = logits.to(dtype)
             if grad_hidden is None:
                 continue
-            logits.mul_(counted[:, None] / total)  # p, and 0 where nothing counts
-            logits.scatter_add_(1, index, counted[:, None] * (smoothing - 1.0))
-            if smoothing:
-                logits.sub_(counted[:, None] * (smoothing / vocab))
             if grad_bias is not None:
                 grad_bias += logits.sum(dim=0)
-            d = logits.to(dtype)
             if across is not None:
                 grad_hidden[begin : begin + chunk] = product(d, w.t())
                 across += product(h.t(), d.t())  # (D, V)
