@@ -28,16 +28,6 @@ def float_of_bits(context: Any, bits: Any) -> Any:
     return numba.float32(numba.int32), make
 
 
-@intrinsic
-def bits_of_float(context: Any, number: Any) -> Any:
-    """The int32 whose bits are those of a float32."""
-
-    def make(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(numba.int32))
-
-    return numba.int32(numba.float32), make
-
-
 @njit(fastmath=FAST, inline="always", error_model="numpy")
 def exp32(x: Any) -> Any:
     """e^x for float32 within 3e-7 of its value.
@@ -46,7 +36,7 @@ def exp32(x: Any) -> Any:
     """
     z = min(max(x * np.float32(1.4426950408889634), np.float32(-126.0)), np.float32(126.0))
     whole = np.int32(z + np.float32(126.5))  # n + 126: never negative, so cutting off the fraction rounds
-    f = (z - np.float32(whole - np.int32(126))) * np.float32(0.6931471805599453)
+    f = (z - (np.float32(whole) - np.float32(126))) * np.float32(0.6931471805599453)
     p = np.float32(1 / 120) + f * np.float32(1 / 720)
     p = np.float32(1 / 6) + f * (np.float32(1 / 24) + f * p)
     p = np.float32(1) + f * (np.float32(1) + f * (np.float32(0.5) + f * p))

@@ -13,6 +13,21 @@ from torch import Tensor, nn
 from zhixing.errors import InputError
 from zhixing.models.products import linear
 
+FEWEST_NUMBERS = 2**14  # below, a loop is not worth numba's start
+MOST_TOKENS = 1024  # of a text whose attention is kept whole for the way back: 48 MB a row, layer and 12 heads in fp32
+
+
+def compiled_loops(x: Tensor) -> bool:
+    """Whether training goes through our own loops for a processor: with gradients, in fp32 or bf16, not traced."""
+    return (
+        x.requires_grad
+        and torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and x.numel() >= FEWEST_NUMBERS
+        and not torch.compiler.is_compiling()
+    )
+
 
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis (Zhang & Sennrich 2019, eq. 4)."""
@@ -192,14 +207,16 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
         """x (B, T, D) -> (B, T, D); each token sees itself and what is before it."""
         q, k, v = self.heads(x, rotary)
-        mixed = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            is_causal=True,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=self.n_kv_heads != self.n_heads,
-        )  # (B, H, T, K)
+        dropout = self.dropout if self.training else 0.0
+        if compiled_loops(q) and not dropout and q.shape[2] <= MOST_TOKENS:
+            from zhixing.models.cpu_attention import attention  # numba comes with it: only who trains waits for it
+
+            shared = self.n_heads // self.n_kv_heads
+            mixed = attention(q, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), None)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=self.n_kv_heads != self.n_heads
+            )  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def step(self, x: Tensor, rotary: Tensor | None, cache: KeyValueCache, positions: Tensor | int) -> Tensor:
@@ -247,9 +264,17 @@ class BidirectionalAttention(nn.Module):
         return q, k, v
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, T, D) -> (B, T, D); mask (B, 1, 1, T), True = may be looked at, or None where all may."""
+        """x (B, T, D) -> (B, T, D); mask (B, 1, 1, T), True = may be looked at, or None where all may.
+
+        Padding stands on the right.
+        """
         q, k, v = self.heads(x)
         dropout = self.dropout if self.training else 0.0
+        if compiled_loops(q) and not dropout and q.shape[2] <= MOST_TOKENS:
+            from zhixing.models.cpu_attention import attention
+
+            count = q.new_full((len(q),), q.shape[2], dtype=torch.int64) if mask is None else mask[:, 0, 0].sum(dim=1)
+            return self.out(attention(q, k, v, count).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -275,7 +300,12 @@ class SwiGLU(nn.Module):
         self.down = Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, F) each
+        both = self.gate_up(x)  # (B, T, 2F)
+        if compiled_loops(both):
+            from zhixing.models.activations import swiglu
+
+            return self.down(swiglu(both))  # type: ignore[no-any-return]
+        gate, up = both.chunk(2, dim=-1)  # (B, T, F) each
         return self.down(F.silu(gate) * up)  # type: ignore[no-any-return]
 
 
@@ -289,4 +319,9 @@ class GELUFeedForward(nn.Module):
         self.form = "none" if exact else "tanh"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate=self.form))  # type: ignore[no-any-return]
+        inner = self.up(x)
+        if self.form == "tanh" and compiled_loops(inner):
+            from zhixing.models.activations import gelu
+
+            return self.down(gelu(inner))  # type: ignore[no-any-return]
+        return self.down(F.gelu(inner, approximate=self.form))  # type: ignore[no-any-return]
