@@ -24,14 +24,14 @@ _ROOT, _CUBIC = np.float32(math.sqrt(2 / math.pi)), np.float32(0.044715)
 _ONE, _TWO, _THREE = np.float32(1), np.float32(2), np.float32(3)
 
 
-@njit(fastmath=FAST, cache=True, error_model="numpy")
+@njit(fastmath=FAST, cache=True, error_model="numpy", forceinline=True)
 def _gelu_row(x: Array, out: Array) -> None:
     for j in range(x.shape[0]):
         a = number(x[j])
         put(out, j, a - a / (exp32(_TWO * _ROOT * (a + _CUBIC * a * a * a)) + _ONE))
 
 
-@njit(fastmath=FAST, cache=True, error_model="numpy")
+@njit(fastmath=FAST, cache=True, error_model="numpy", forceinline=True)
 def _gelu_back_row(x: Array, dy: Array, dx: Array) -> None:
     """gelu' = s + 2 x s (1 - s) u', with s = sigmoid(2u)."""
     for j in range(x.shape[0]):
@@ -41,7 +41,7 @@ def _gelu_back_row(x: Array, dy: Array, dx: Array) -> None:
         put(dx, j, number(dy[j]) * slope)
 
 
-@njit(fastmath=FAST, cache=True, error_model="numpy")
+@njit(fastmath=FAST, cache=True, error_model="numpy", forceinline=True)
 def _swiglu_row(both: Array, out: Array) -> None:
     size = out.shape[0]
     for j in range(size):
@@ -49,7 +49,7 @@ def _swiglu_row(both: Array, out: Array) -> None:
         put(out, j, g / (_ONE + exp32(-g)) * number(both[size + j]))
 
 
-@njit(fastmath=FAST, cache=True, error_model="numpy")
+@njit(fastmath=FAST, cache=True, error_model="numpy", forceinline=True)
 def _swiglu_back_row(both: Array, dy: Array, d_both: Array) -> None:
     """silu' = s (1 + g (1 - s)), with s = sigmoid(g)."""
     size = dy.shape[0]

@@ -27,7 +27,7 @@ from zhixing.models.half import Array, bits, greatest, number, put
 BLOCK = 128  # queries
 
 
-@njit(fastmath=FAST, cache=True, error_model="numpy")
+@njit(fastmath=FAST, cache=True, error_model="numpy", forceinline=True)
 def _softmax_row(z: Array, seen: int, scale: Any) -> None:
     """z (S,) scores -> probabilities over the first `seen`, in place; 0 behind them."""
     if seen > 0:
@@ -43,7 +43,7 @@ def _softmax_row(z: Array, seen: int, scale: Any) -> None:
         put(z, j, np.float32(0))
 
 
-@njit(fastmath=FAST, cache=True, error_model="numpy")
+@njit(fastmath=FAST, cache=True, error_model="numpy", forceinline=True)
 def _softmax_back_row(p: Array, dp: Array, seen: int, scale: Any) -> None:
     """dp (S,) becomes dscores (S,)."""
     mean = np.float32(0)

@@ -24,7 +24,7 @@ from zhixing.models.few_rows import use_threads
 from zhixing.models.half import Array, bits, greatest, number, put
 
 
-@njit(fastmath=FAST, cache=True, error_model="numpy")
+@njit(fastmath=FAST, cache=True, error_model="numpy", forceinline=True)
 def _row(z: Array, target: int, counted: bool, smoothing: float) -> float:
     """z (V,): logits -> gradient, in place; returns the loss. All 0 where the row does not count."""
     size = z.shape[0]
