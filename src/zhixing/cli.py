@@ -22,7 +22,7 @@ import typer
 
 from zhixing.embed_cli import embed_command
 from zhixing.errors import InputError
-from zhixing.progress import say
+from zhixing.progress import quantity, say
 from zhixing.vectors_cli import vectors_app
 
 OK, BUG, USER_ERROR, INTERRUPTED, READER_LEFT = 0, 1, 2, 130, 141
@@ -450,7 +450,8 @@ def data_list() -> None:
     from zhixing.text.catalogue import is_here, list_datasets
 
     for entry in list_datasets():
-        size = f"{entry.characters / 1e6:.1f}M characters"
+        # a model has no characters; what counts there is what is fetched
+        size = f"{quantity(entry.characters)} characters" if entry.characters else quantity(entry.bytes, "B")
         here = "here" if is_here(entry.name) else "to fetch"
         row = (
             f"{entry.name:<18}",
