@@ -748,32 +748,71 @@ class Classifier:
 
 @dataclass(frozen=True)
 class SentimentScore:
-    """How a text feels: the label, its probability, and a number from -1 (negative) to 1 (positive)."""
+    """How a text feels: the model's own label, its probability, and a number from -1 (negative) to 1 (positive)."""
 
     label: str
     probability: float
     polarity: float
 
 
+POLARITIES = {
+    **dict.fromkeys(("negative", "neg", "负面", "负向", "消极", "差评"), -1.0),
+    **dict.fromkeys(("positive", "pos", "正面", "正向", "积极", "好评"), 1.0),
+}
+STARS = {"1": -1.0, "2": -0.5, "3": 0.0, "4": 0.5, "5": 1.0}
+
+
+def polarities(labels: Sequence[str]) -> dict[str, float] | None:
+    """What each label says, from -1 to 1; None where none of them is negative or none positive.
+
+    Words of POLARITIES in either case, other labels between them counting 0; or numbers as people use them: 0 and 1,
+    -1 (0) and 1, stars from 1 to 5, also written "1 star" or "5 stars".
+    """
+    plain = [label.strip().casefold() for label in labels]
+    stars = [label.removesuffix("stars").removesuffix("star").strip() for label in plain]
+    if set(plain) == {"0", "1"}:
+        found = [2.0 * int(label) - 1 for label in plain]
+    elif {"-1", "1"} <= set(plain) <= {"-1", "0", "1"}:
+        found = [float(label) for label in plain]
+    elif {"1", "5"} <= set(stars) <= set(STARS):
+        found = [STARS[label] for label in stars]
+    else:
+        found = [POLARITIES.get(label, 0.0) for label in plain]
+    return dict(zip(labels, found, strict=True)) if min(found, default=0) < 0 < max(found, default=0) else None
+
+
 @dataclass(frozen=True)
 class Sentiment:
-    """A classifier of opinions: its labels are "negative" and "positive", perhaps with others between."""
+    """A classifier of opinions: its labels say negative or positive (`polarities`), perhaps with others between."""
 
     classifier: Classifier
 
     def __post_init__(self) -> None:
-        if not {"negative", "positive"} <= set(self.classifier.labels):
+        if self._polarities is None:
+            numbers = self.classifier.problem_type == "regression"
             raise InputError(
                 "this classifier does not tell negative from positive",
                 where=str(self.classifier.path),
-                why=f"its labels are {', '.join(self.classifier.labels[:20])}",
-                mend="train one: zhixing train rotten-tomatoes",
+                why="it gives numbers; `zhixing classify` shows them"
+                if numbers
+                else f"its labels are {', '.join(self.classifier.labels[:20])}",
+                mend="name them negative and positive (known too: neg and pos, 0 and 1, stars 1 to 5, 负面 and 正面,"
+                " 差评 and 好评) in the data or in config.json's id2label, or train one: zhixing train rotten-tomatoes",
             )
 
+    @property
+    def _polarities(self) -> dict[str, float] | None:
+        regression = self.classifier.problem_type == "regression"
+        return None if regression else polarities(self.classifier.labels)
+
     def __call__(self, texts: Sequence[str]) -> list[SentimentScore]:
-        """A score for each text."""
+        """A score for each text; its polarity is the mean of the labels', by their probabilities."""
+        each = self._polarities
+        assert each is not None
         return [
-            SentimentScore(p.label, p.probability, p.probabilities["positive"] - p.probabilities["negative"])
+            SentimentScore(
+                p.label, p.probability, max(-1.0, min(1.0, sum(each[k] * v for k, v in p.probabilities.items())))
+            )
             for p in self.classifier(list(texts))
         ]
 

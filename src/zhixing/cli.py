@@ -330,8 +330,7 @@ def classify(
     classifier = load_classifier(run)
     found = _texts_of(texts)
     for text, answer in zip(found, classifier(found), strict=True):
-        row = {"text": text, **{k: v for k, v in dataclasses.asdict(answer).items() if v not in ((), None)}}
-        _print_json(row)
+        _print_json({"text": text, **answer.to_dict()})
         if explain:
             from zhixing.explain.terminal import terminal
 
