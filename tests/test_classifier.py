@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import torch
 import zhixing
 from zhixing.classifier import Classifier, Sentiment, class_weights, compare_runs, polarities, targets_of
 from zhixing.errors import InputError
+from zhixing.evaluation.classification_report import text_summary
 from zhixing.explain.deletion import deletion_curve, deletion_test
 from zhixing.files import sha256_file, verify_manifest
 from zhixing.tasks.classification import encode_texts
@@ -173,6 +175,30 @@ def test_transformers_reads_the_bert_as_it_is(runs: Runs) -> None:
 def test_sentiment(runs: Runs) -> None:
     good, bad = Sentiment(load(runs("bag").path))(ASKED[:2])
     assert (good.label, bad.label) == ("positive", "negative") and -1 <= bad.polarity < 0 < good.polarity <= 1
+
+
+def test_texts_that_were_learnt_from_are_counted_beside_the_score(runs: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs("bag").path, folder)
+    trained = load(folder)
+    own, _ = trained.evaluate()
+    assert own.facts["data"]["test"]["exact_duplicates"] == own.facts["data"]["test"]["near_duplicates"] == 0
+    assert "none of them repeats a training text" in text_summary(own)
+    learnt = [json.loads(line) for line in (folder / "data" / "train.jsonl").read_bytes().split(b"\n") if line]
+    seen = next(row["text"] for row in learnt if len(row["text"]) > 60)
+    made = [(seen, "positive"), ("x" + seen, "negative"), ("nothing like any of them", "positive")]
+    other = lay(tmp_path / "other.jsonl", [{"text": text, "label": label} for text, label in made])
+    found, _ = trained.evaluate(str(other))
+    counts = {key: found.facts["data"]["test"][key] for key in ("exact_duplicates", "near_duplicates")}
+    assert counts == {"exact_duplicates": 1, "near_duplicates": 1}
+    assert "1 word for word, 1 nearly" in text_summary(found)
+    (folder / "data" / "train.minhash").write_bytes(b"1234")  # as good as none: counted anew
+    assert load(folder).leakage(trained.read(str(other))) == trained.leakage(trained.read(str(other)))
+    shutil.rmtree(folder / "data")  # given to others: it answers without its texts, and says what it cannot know
+    found, _ = load(folder).evaluate(str(other))
+    assert (
+        "exact_duplicates" not in found.facts["data"]["test"] and load(folder).leakage(trained.read(str(other))) is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def evaluate(
 
         result, found = loaded.evaluate(data)
         if as_json:
-            _print_json(found.to_dict())
+            _print_json({**found.to_dict(), "data": result.facts["data"]})
         else:
             typer.echo(text_summary(result, scores=found))
         return
