@@ -266,7 +266,10 @@ CLASSIFICATION = [
     Case("a bag that starts from another", f"train a.jsonl {BAG} task.start=x --out out", ("task.start", "bag"), file("a.jsonl", MOODS)),
     Case("start from nothing", "train a.jsonl task.kind=classification task.start=gone --out out", ("gone",), file("a.jsonl", MOODS), leaves="out"),
     Case("filters of no number", f"train a.jsonl {CNN} model.n_filters=0 --out out", ("model.n_filters", "1"), file("a.jsonl", MOODS)),
-    Case("a bag of no epochs", f"train a.jsonl {BAG} bag.epochs=0 --out out", ("epochs", "1"), file("a.jsonl", MOODS), mend=False, leaves="out"),
+    *(Case(f"a bag of {setting}", f"train a.jsonl {BAG} bag.{setting} --out out", ("bag." + setting.partition("=")[0], says), file("a.jsonl", MOODS))
+      for setting, says in (("epochs=0", "1"), ("ngrams=0", "1"), ("buckets=-1", "0"), ("buckets=1073741825", "1073741824"), ("min_count=0", "1"),
+                            ("min_chars=0", "1"), ("max_chars=-1", "0"), ("threads=0", "1"), ("threads=5000", "1024"), ("learning_rate=0", "above 0"),
+                            ("rates_power=-1", "at least 0"), ("power=1.5", "0 to 1"), ("dropout=1", "below 1"))),
     Case("a classifier over nothing", "classify nowhere text", ("nowhere",)),
     Case("classify with an empty folder", "classify texts text", ("texts",), lambda f: (f / "texts").mkdir()),
     Case("classify with a run that is not finished", "classify r text", ("r", "--resume"), file("r/recipe.toml", "")),

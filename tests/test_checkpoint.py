@@ -344,6 +344,14 @@ def test_a_state_that_is_none_is_refused_even_under_a_right_manifest(tmp_path: P
         load_step(tmp_path, 5)
 
 
+def test_a_checkpoint_of_before_the_log_window_was_kept_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 5)
+    state = dataclasses.asdict(TrainingState(5))
+    del state["recent_loss"], state["recent_count"]
+    restate(path, json.dumps({"state": state, "tied": {}}))
+    assert load_step(tmp_path, 5).state == TrainingState(5)
+
+
 def test_a_file_that_the_manifest_leaves_out_is_missed(tmp_path: Path) -> None:
     path = save(tmp_path, 5)
     rewritten(path, files={})

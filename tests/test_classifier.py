@@ -7,12 +7,15 @@ Each family learns it in a few seconds, what is loaded answers as what was train
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +24,9 @@ import pytest
 import torch
 
 import zhixing
-from zhixing.classifier import Classifier, Sentiment, class_weights, compare_runs, targets_of
+from zhixing.classifier import Classifier, Sentiment, class_weights, compare_runs, polarities, targets_of
 from zhixing.errors import InputError
+from zhixing.evaluation.classification_report import text_summary
 from zhixing.explain.deletion import deletion_curve, deletion_test
 from zhixing.files import sha256_file, verify_manifest
 from zhixing.tasks.classification import encode_texts
@@ -173,6 +177,60 @@ def test_sentiment(runs: Runs) -> None:
     assert (good.label, bad.label) == ("positive", "negative") and -1 <= bad.polarity < 0 < good.polarity <= 1
 
 
+def test_texts_that_were_learnt_from_are_counted_beside_the_score(runs: Runs, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs("bag").path, folder)
+    trained = load(folder)
+    own, _ = trained.evaluate()
+    assert own.facts["data"]["test"]["exact_duplicates"] == own.facts["data"]["test"]["near_duplicates"] == 0
+    assert "none of them repeats a training text" in text_summary(own)
+    learnt = [json.loads(line) for line in (folder / "data" / "train.jsonl").read_bytes().split(b"\n") if line]
+    seen = next(row["text"] for row in learnt if len(row["text"]) > 60)
+    made = [(seen, "positive"), ("x" + seen, "negative"), ("nothing like any of them", "positive")]
+    other = lay(tmp_path / "other.jsonl", [{"text": text, "label": label} for text, label in made])
+    found, _ = trained.evaluate(str(other))
+    counts = {key: found.facts["data"]["test"][key] for key in ("exact_duplicates", "near_duplicates")}
+    assert counts == {"exact_duplicates": 1, "near_duplicates": 1}
+    assert "1 word for word, 1 nearly" in text_summary(found)
+    (folder / "data" / "train.minhash").write_bytes(b"1234")  # as good as none: counted anew
+    assert load(folder).leakage(trained.read(str(other))) == trained.leakage(trained.read(str(other)))
+    shutil.rmtree(folder / "data")  # given to others: it answers without its texts, and says what it cannot know
+    found, _ = load(folder).evaluate(str(other))
+    assert (
+        "exact_duplicates" not in found.facts["data"]["test"] and load(folder).leakage(trained.read(str(other))) is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        (("negative", "positive"), (-1, 1)),
+        (("Neg", "POS"), (-1, 1)),
+        (("0", "1"), (-1, 1)),
+        (("-1", "0", "1"), (-1, 0, 1)),
+        (("1", "2", "3", "4", "5"), (-1, -0.5, 0, 0.5, 1)),
+        (("1 star", "5 stars"), (-1, 1)),
+        (("好评", "差评"), (1, -1)),
+        (("正面", "中性", "负面"), (1, 0, -1)),
+        (("mixed", "negative", "positive"), (0, -1, 1)),
+        (("n", "p"), None),
+        (("positive", "neutral"), None),
+        (("0", "1", "2"), None),
+        (("LABEL_0", "LABEL_1"), None),
+        (("value",), None),
+    ],
+)
+def test_labels_that_say_how_a_text_feels(labels: tuple[str, ...], wanted: tuple[float, ...] | None) -> None:
+    assert polarities(labels) == (None if wanted is None else dict(zip(labels, wanted, strict=True)))
+
+
+def test_sentiment_of_stars_is_their_mean(runs: Runs) -> None:
+    trained = load(runs("bag").path)
+    stars = Classifier(trained.path, replace(trained.stored, labels=("1", "5")))
+    low, high = Sentiment(stars)([ASKED[1], ASKED[0]])
+    assert (low.label, high.label) == ("1", "5") and -1 <= low.polarity < 0 < high.polarity <= 1
+
+
 def test_two_runs_compared(runs: Runs) -> None:
     comparison = compare_runs(str(runs("bag").path), str(runs("textcnn").path))
     assert comparison.n == 60 and (comparison.first_name, comparison.second_name) == ("bag", "textcnn")
@@ -193,7 +251,8 @@ def test_several_labels(family: str, tmp_path: Path) -> None:
     classifier = train(lay(tmp_path / "m.jsonl", made), tmp_path / "run", *FAMILIES[family], *more)
     assert classifier.problem_type == "multi_label_classification"
     assert score(classifier.path, "micro_f1") > 0.85
-    answer = load(classifier.path)("the story was superb epic 7")
+    answer, none = load(classifier.path)(["the story was superb epic 7", "unseen"])
+    assert none.to_dict()["labels"] == list(none.labels or ())
     assert answer.labels == ("long", "positive") and set(answer.probabilities) == {"long", "negative", "positive"}
 
 
@@ -204,7 +263,10 @@ def test_regression(family: str, data: Path, tmp_path: Path) -> None:
     assert classifier.problem_type == "regression" and score(classifier.path, "mse") < 0.5
     loaded = load(tmp_path / "run")
     good, bad = loaded(ASKED[:2])
-    assert good.value is not None and bad.value is not None and good.value > 3 > bad.value
+    assert good.score is not None and bad.score is not None and good.score > 3 > bad.score
+    assert good.to_dict() == {"score": good.score} and math.isnan(good.probability)
+    with pytest.raises(InputError, match="it gives numbers"):
+        Sentiment(loaded)
     np.testing.assert_array_equal(loaded.probabilities(ASKED), classifier.probabilities(ASKED))
     assert loaded.explain(ASKED[0], nearest=0).probability is None
 

@@ -551,6 +551,24 @@ def test_another_label_can_be_asked_for(loaded: dict[str, Loaded], texts: list[s
     assert found.probability is not None and other.probability == pytest.approx(1 - found.probability, abs=1e-6)
 
 
+def test_a_model_with_an_opinion_about_nothing_is_told_of(loaded: dict[str, Loaded], texts: list[str]) -> None:
+    """Three labels: log-odds of log(1/2) are those of equal labels, and a margin of 0."""
+    run = loaded["convolution"]
+
+    def leaning(bias: float) -> Loaded:
+        model = Formula(lambda x: torch.tanh(x).sum(dim=1), [0.1] * run.model.settings.vocab_size, 3)
+        model.classify = lambda embedded, mask: torch.stack(  # type: ignore[method-assign]
+            [bias + torch.tanh(embedded[..., 0]).sum(dim=1) ** 2, *[embedded[:, 0, 0] * 0] * 2], dim=1)  # fmt: skip
+        return Loaded(model, run.tokenizer, ("a", "b", "c"))
+
+    even, odd = (explain(leaning(bias), texts[0], label="a") for bias in (0.0, 3.0))
+    assert even.method == "integrated_gradients" and even.lean is not None and odd.lean is not None
+    assert even.lean == pytest.approx(0, abs=0.05) and not even.lopsided  # special tokens stay, and say a little
+    assert odd.lean - even.lean == pytest.approx(3, abs=1e-5) and odd.lopsided and odd.to_dict()["lean"] == odd.lean
+    assert explain(run, texts[0], problem_type="multi_label_classification").lean is not None
+    assert explain(loaded["attention"], texts[0], method="rollout").lean is None
+
+
 def test_temperature_and_problem_types(loaded: dict[str, Loaded], texts: list[str]) -> None:
     run = loaded["convolution"]
     one, two = explain(run, texts[0]), explain(run, texts[0], temperature=2.0)
@@ -789,6 +807,9 @@ def test_terminal_says_what_to_be_careful_about() -> None:
     )
     assert "miss the score by 0.5, after 512 nodes" in shown and "2,488 tokens" in shown and "more characters)" in shown
     assert "(3000 times)" in shown and len(shown) < 12_000
+    shown = terminal(_explanation("a b", {}, baseline_score=-2.5, lean=-2.5), colour=False)
+    assert "careful: the model leans away from this label before it reads a word, by 2.50" in shown
+    assert "careful" not in terminal(_explanation("a b", {}, lean=0.9), colour=False)
     shown = terminal(_explanation("a b", {"a": 0.7}, method="rollout", gap=None, baseline_score=None), colour=False)
     assert "not for or against" in shown
     shown = terminal(_explanation("a b", {}, probability=None, label="", score=3.25), colour=False)

@@ -204,6 +204,10 @@ def tiny_gpt(layout: str = "qwen3", seed: int = 0) -> GPT:
     return GPT(settings, torch.Generator().manual_seed(seed))
 
 
+def tiny_lstm(seed: int = 0) -> LSTM:
+    return LSTM(LSTMSettings(8, 96, 1, 32, 0.0, True), torch.Generator().manual_seed(seed))
+
+
 def run(model: nn.Module, settings: TrainSettings, folder: Path, **kwargs: bool) -> None:
     torch.manual_seed(0)
     fit(
@@ -290,6 +294,28 @@ def test_metrics_are_complete_and_resume_drops_what_is_behind_the_checkpoint(tmp
     keep = lambda e: {k: v for k, v in e.items() if k not in ("seconds", "tokens_per_second")}  # noqa: E731
     assert [(e["step"], e.get("eval_loss")) for e in again] == [(e["step"], e.get("eval_loss")) for e in lines]
     assert keep(again[-2]) == keep(lines[-2]) or again[-2]["loss"] == pytest.approx(lines[-2]["loss"], rel=0.5)
+
+
+@pytest.mark.parametrize("family", ["gpt", "lstm"])
+def test_resumed_between_two_lines_of_the_log_it_writes_the_same_lines(tmp_path: Path, family: str) -> None:
+    """The mean loss of a line is over all its steps, those of before the stop too."""
+    settings = replace(TINY, max_steps=12, logging_steps=5, save_steps=4, eval_steps=6, save_total_limit=9)
+
+    def make(seed: int = 0) -> nn.Module:
+        return tiny_gpt(seed=seed) if family == "gpt" else tiny_lstm(seed)
+
+    def lines() -> list[dict[str, float]]:
+        found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in entry.items() if "second" not in k} for entry in found]
+
+    run(make(), settings, tmp_path)
+    straight = lines()
+    assert [e["step"] for e in straight if "loss" in e] == [5, 10, 12]
+    for path in (tmp_path / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > 4:
+            shutil.rmtree(path)
+    run(make(seed=5), settings, tmp_path, resume=True)
+    assert lines() == straight
 
 
 def test_resumed_at_its_best_step_it_is_the_best_again(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ A classifier's run directory holds, beside what every run has (recipe.toml, metr
 report.html, README.md, MANIFEST.json):
 
     config.json model.safetensors tokenizer.json | vocabulary.json calibration.json     the model
-    data/train.jsonl                                                                    what it learnt from
+    data/train.jsonl data/train.minhash                                                 what it learnt from
 
 All families but the bag go through the one loop; the bag has compiled loops of its own (models/bag.py), which touch
 only the rows of the text at hand. A part of the training texts is held out to choose the best step and the temperature
@@ -61,6 +61,7 @@ from zhixing.tasks.classification import (
     probabilities_of,
     text_logits,
 )
+from zhixing.text.cleaning import BANDS
 from zhixing.text.labelled import (
     LabelledSettings,
     LabelledText,
@@ -70,6 +71,7 @@ from zhixing.text.labelled import (
     has_test_part,
     leakage,
     read_labelled,
+    signatures,
     split_labelled,
 )
 from zhixing.tokens.bucketed import BucketedTexts
@@ -85,6 +87,7 @@ from zhixing.training.parallel import Parallel
 from zhixing.training.plan import d_ff, n_kv_heads, native_bf16, usable_cores
 
 MOST_STEPS = 100_000
+SIGNATURES = "train.minhash"  # beside the training texts and in their order: numbers that a near repeat shares
 NOT_LEARNT = ("report", "personal_data")
 
 
@@ -100,6 +103,7 @@ class Parts:
     test: LabelledTexts
     leaked: LeakageReport
     split: str  # how the test part came about
+    signatures: NDArray[np.uint32]  # of the texts in train, then of those in validation where they are others
 
 
 def labelled_settings(recipe: Recipe) -> LabelledSettings:
@@ -123,12 +127,15 @@ def prepare(recipe: Recipe) -> Parts:
         texts, test, how = split.train, split.heldout, split.report.summary()
     check_labels(texts.labels, test)
     _check_kind(texts.problem_type, test)
-    leaked = leakage(texts, test)
+    marks = signatures(texts)
+    leaked = leakage(texts, test, marks)
     train, validation, _ = _validation(texts, recipe.task.validation_fraction, seed)
+    row = {place: number for number, place in enumerate(texts.places)}
+    learnt = [*train.places, *(validation.places if validation is not train else [])]
     say(f"{len(texts):,} texts to learn from ({len(validation):,} of them choose the best step), {len(test):,} to test")
     say(f"test: {how}")
     say(leaked.summary())
-    return Parts(train, validation, test, leaked, how)
+    return Parts(train, validation, test, leaked, how, marks[[row[place] for place in learnt]])
 
 
 def _check_kind(problem_type: ProblemType, texts: LabelledTexts) -> None:
@@ -515,6 +522,7 @@ def _finish(
         for item in texts
     )
     (run_dir / "data").mkdir(exist_ok=True)
+    atomic_write(run_dir / "data" / SIGNATURES, parts.signatures.tobytes())
     atomic_write(run_dir / "data" / "train.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     atomic_write(
         run_dir / "data" / "test.jsonl",
@@ -679,8 +687,32 @@ class Classifier:
 
     def evaluate(self, data: str | None = None) -> tuple[ClassificationResult, ClassifierScores]:
         """Measure on labelled texts by name or path; on the run's own test part if not given."""
-        result = self.result(self.read(data))
+        texts = self.read(data)
+        result = self.result(texts, facts={"data": {"source": texts.source, "test": self._repeats(data, texts)}})
         return result, result_scores(result)
+
+    def _repeats(self, data: str | None, texts: LabelledTexts) -> dict[str, Any]:
+        """How many of the texts the training texts repeat; of the run's own test part it is known already."""
+        if data is None:
+            try:
+                kept = json.loads((self.path / "facts.json").read_text(encoding="utf-8"))["data"]["test"]
+                return {key: int(kept[key]) for key in ("exact_duplicates", "near_duplicates")}
+            except (OSError, ValueError, TypeError, KeyError):
+                pass
+        report = self.leakage(texts)
+        if report is None:
+            say("how many of these texts the model has learnt from is not known: the run holds no training texts")
+        return {} if report is None else {"exact_duplicates": report.exact, "near_duplicates": report.near}
+
+    def leakage(self, texts: LabelledTexts) -> LeakageReport | None:
+        """Which of these texts the training texts repeat; None where the folder does not hold those."""
+        if not (self.path / "data" / "train.jsonl").exists():
+            return None
+        train = self._kept("train")
+        path = self.path / "data" / SIGNATURES
+        found = np.fromfile(path, np.uint32) if path.exists() else np.empty(0, np.uint32)
+        known = found.reshape(len(train), BANDS) if len(found) == len(train) * BANDS else None
+        return leakage(train, texts, known)
 
     def read(self, data: str | None) -> LabelledTexts:
         """Labelled texts whose labels the model knows."""
@@ -748,32 +780,71 @@ class Classifier:
 
 @dataclass(frozen=True)
 class SentimentScore:
-    """How a text feels: the label, its probability, and a number from -1 (negative) to 1 (positive)."""
+    """How a text feels: the model's own label, its probability, and a number from -1 (negative) to 1 (positive)."""
 
     label: str
     probability: float
     polarity: float
 
 
+POLARITIES = {
+    **dict.fromkeys(("negative", "neg", "负面", "负向", "消极", "差评"), -1.0),
+    **dict.fromkeys(("positive", "pos", "正面", "正向", "积极", "好评"), 1.0),
+}
+STARS = {"1": -1.0, "2": -0.5, "3": 0.0, "4": 0.5, "5": 1.0}
+
+
+def polarities(labels: Sequence[str]) -> dict[str, float] | None:
+    """What each label says, from -1 to 1; None where none of them is negative or none positive.
+
+    Words of POLARITIES in either case, other labels between them counting 0; or numbers as people use them: 0 and 1,
+    -1 (0) and 1, stars from 1 to 5, also written "1 star" or "5 stars".
+    """
+    plain = [label.strip().casefold() for label in labels]
+    stars = [label.removesuffix("stars").removesuffix("star").strip() for label in plain]
+    if set(plain) == {"0", "1"}:
+        found = [2.0 * int(label) - 1 for label in plain]
+    elif {"-1", "1"} <= set(plain) <= {"-1", "0", "1"}:
+        found = [float(label) for label in plain]
+    elif {"1", "5"} <= set(stars) <= set(STARS):
+        found = [STARS[label] for label in stars]
+    else:
+        found = [POLARITIES.get(label, 0.0) for label in plain]
+    return dict(zip(labels, found, strict=True)) if min(found, default=0) < 0 < max(found, default=0) else None
+
+
 @dataclass(frozen=True)
 class Sentiment:
-    """A classifier of opinions: its labels are "negative" and "positive", perhaps with others between."""
+    """A classifier of opinions: its labels say negative or positive (`polarities`), perhaps with others between."""
 
     classifier: Classifier
 
     def __post_init__(self) -> None:
-        if not {"negative", "positive"} <= set(self.classifier.labels):
+        if self._polarities is None:
+            numbers = self.classifier.problem_type == "regression"
             raise InputError(
                 "this classifier does not tell negative from positive",
                 where=str(self.classifier.path),
-                why=f"its labels are {', '.join(self.classifier.labels[:20])}",
-                mend="train one: zhixing train rotten-tomatoes",
+                why="it gives numbers; `zhixing classify` shows them"
+                if numbers
+                else f"its labels are {', '.join(self.classifier.labels[:20])}",
+                mend="name them negative and positive (known too: neg and pos, 0 and 1, stars 1 to 5, 负面 and 正面,"
+                " 差评 and 好评) in the data or in config.json's id2label, or train one: zhixing train rotten-tomatoes",
             )
 
+    @property
+    def _polarities(self) -> dict[str, float] | None:
+        regression = self.classifier.problem_type == "regression"
+        return None if regression else polarities(self.classifier.labels)
+
     def __call__(self, texts: Sequence[str]) -> list[SentimentScore]:
-        """A score for each text."""
+        """A score for each text; its polarity is the mean of the labels', by their probabilities."""
+        each = self._polarities
+        assert each is not None
         return [
-            SentimentScore(p.label, p.probability, p.probabilities["positive"] - p.probabilities["negative"])
+            SentimentScore(
+                p.label, p.probability, max(-1.0, min(1.0, sum(each[k] * v for k, v in p.probabilities.items())))
+            )
             for p in self.classifier(list(texts))
         ]
 
@@ -808,4 +879,7 @@ def compare_runs(first: str, second: str, data: str | None = None) -> Comparison
     texts = a.read(data)
     if b.problem_type != "regression":
         check_labels(b.labels, texts)
+    for classifier in (a, b):
+        if (report := classifier.leakage(texts)) is not None:
+            say(f"{classifier.path.name}: {report.summary()}")
     return compare(a.result(texts, name=a.path.name), b.result(texts, name=b.path.name))

@@ -22,7 +22,7 @@ import typer
 
 from zhixing.embed_cli import embed_command
 from zhixing.errors import InputError
-from zhixing.progress import say
+from zhixing.progress import quantity, say
 from zhixing.vectors_cli import vectors_app
 
 OK, BUG, USER_ERROR, INTERRUPTED, READER_LEFT = 0, 1, 2, 130, 141
@@ -269,7 +269,7 @@ def evaluate(
 
         result, found = loaded.evaluate(data)
         if as_json:
-            _print_json(found.to_dict())
+            _print_json({**found.to_dict(), "data": result.facts["data"]})
         else:
             typer.echo(text_summary(result, scores=found))
         return
@@ -330,8 +330,7 @@ def classify(
     classifier = load_classifier(run)
     found = _texts_of(texts)
     for text, answer in zip(found, classifier(found), strict=True):
-        row = {"text": text, **{k: v for k, v in dataclasses.asdict(answer).items() if v not in ((), None)}}
-        _print_json(row)
+        _print_json({"text": text, **answer.to_dict()})
         if explain:
             from zhixing.explain.terminal import terminal
 
@@ -450,7 +449,8 @@ def data_list() -> None:
     from zhixing.text.catalogue import is_here, list_datasets
 
     for entry in list_datasets():
-        size = f"{entry.characters / 1e6:.1f}M characters"
+        # a model has no characters; what counts there is what is fetched
+        size = f"{quantity(entry.characters)} characters" if entry.characters else quantity(entry.bytes, "B")
         here = "here" if is_here(entry.name) else "to fetch"
         row = (
             f"{entry.name:<18}",

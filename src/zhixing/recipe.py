@@ -247,7 +247,7 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
 
 def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     """Refuse values that cannot work, before anything is read or built."""
-    m, t = recipe.model, recipe.train
+    m, t, b = recipe.model, recipe.train, recipe.bag
     key: str
     value: Any
     kv: int
@@ -281,10 +281,22 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         ("task.pretrain_steps", recipe.task.pretrain_steps, 0),
         ("model.n_filters", m.n_filters, 1),
         ("model.lora_rank", m.lora_rank, 0),
+        ("bag.ngrams", b.ngrams, 1),
+        ("bag.buckets", b.buckets, 0),
+        ("bag.min_count", b.min_count, 1),
+        ("bag.min_chars", b.min_chars, 1),
+        ("bag.max_chars", b.max_chars, 0),
+        ("bag.epochs", b.epochs, 1),
+        ("bag.threads", b.threads, 1),
     ):
         if value != "auto" and value < least:
             refuse(key, f"it is {value}, the least possible value is {least}", f"set it to {least} or more")
-    for key, value, most in (("train.seed", t.seed, (1 << 63) - 1), ("train.threads", t.threads, 1024)):
+    for key, value, most in (
+        ("train.seed", t.seed, (1 << 63) - 1),
+        ("train.threads", t.threads, 1024),
+        ("bag.threads", b.threads, 1024),
+        ("bag.buckets", b.buckets, 1 << 30),  # row numbers have 32 bits
+    ):
         if value != "auto" and value > most:
             refuse(key, f"it is {value}, the greatest possible value is {most}", f"set it to {most} or less")
     for key, value in (
@@ -294,17 +306,27 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         ("model.rope_theta", m.rope_theta),
         ("model.norm_eps", m.norm_eps),
         ("train.adam_epsilon", t.adam_epsilon),
+        ("bag.learning_rate", b.learning_rate),
     ):
         if not 0 < value < float("inf"):
             refuse(key, f"it is {value}, it must be above 0 and finite", "set it to a number above 0")
-    for key, value in (("train.weight_decay", t.weight_decay), ("train.max_grad_norm", t.max_grad_norm)):
+    for key, value in (
+        ("train.weight_decay", t.weight_decay),
+        ("train.max_grad_norm", t.max_grad_norm),
+        ("bag.rates_power", b.rates_power),
+    ):
         if not 0 <= value < float("inf"):
             refuse(key, f"it is {value}, it must be at least 0 and finite", "set it to 0 or more")
-    for key, value in (("train.decay_fraction", t.decay_fraction), ("train.min_lr_ratio", t.min_lr_ratio)):
+    for key, value in (
+        ("train.decay_fraction", t.decay_fraction),
+        ("train.min_lr_ratio", t.min_lr_ratio),
+        ("bag.power", b.power),
+    ):
         if not 0 <= value <= 1:
             refuse(key, f"it is {value}, it is a share", "set it to a number from 0 to 1")
     for key, value in (
         ("model.dropout", m.dropout),
+        ("bag.dropout", b.dropout),
         ("task.validation_fraction", recipe.task.validation_fraction),
         ("data.heldout_fraction", recipe.data.heldout_fraction),
         ("train.label_smoothing_factor", t.label_smoothing_factor),

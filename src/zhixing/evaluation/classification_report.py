@@ -273,7 +273,7 @@ def warnings(result: ClassificationResult, facts: dict[str, Any]) -> list[Words]
     found: list[Words] = []
 
     def told(key: str) -> float:
-        return number(data.get(key)) or number(data["test"].get(key)) or 0
+        return _told(data, key) or 0
 
     near, exact = told("near_duplicates"), told("exact_duplicates")
     if near or exact:
@@ -312,6 +312,12 @@ def warnings(result: ClassificationResult, facts: dict[str, Any]) -> list[Words]
             )
         )
     return found
+
+
+def _told(data: dict[str, Any], key: str) -> float | None:
+    """What facts.json says of the data or of its test part; None where it says nothing."""
+    found = [value for table in (data, data["test"]) if (value := number(table.get(key))) is not None]
+    return max(found, default=None)
 
 
 def _rare_classes(result: ClassificationResult) -> int:
@@ -443,7 +449,9 @@ def text_summary(
     if result.name:
         lines.append(bold(visible(result.name), colour=colour))
     n_labels = f", {len(result.labels)} labels" if result.labels else ""
-    lines += [f"{scores.n:,} texts{n_labels}; 95 % intervals by bootstrap over texts, seed {scores.seed}", ""]
+    lines += [f"{scores.n:,} texts{n_labels}; 95 % intervals by bootstrap over texts, seed {scores.seed}"]
+    repeats = [_told(facts["data"], key) for key in ("exact_duplicates", "near_duplicates")]
+    lines += ["none of them repeats a training text", ""] if repeats == [0, 0] else [""]  # else a warning says it
     for score in score_rows(scores):
         lines.append(f"  {score.label[0]:<20}{score.value:>8}  {faint(score.exact, colour=colour)}".rstrip())
     bars = score_bars(result, scores)

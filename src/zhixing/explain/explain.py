@@ -7,6 +7,7 @@ when asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, Protocol, cast, get_args
@@ -109,7 +110,16 @@ def explain(
         nodes=1 if found is None else found.nodes,
         left_out=left_out,
         nearest=tuple(training.nearest(text, nearest)) if training is not None and nearest else (),
+        lean=None if found is None else _lean(found.baseline_score, used, len(run.labels), problem_type),
     )
+
+
+def _lean(start: float, method: Method, n_labels: int, problem_type: ProblemType) -> float | None:
+    """How far the score of nothing is from that of C equal labels: log-odds of -log(C - 1), a margin of 0."""
+    if problem_type == "regression":
+        return None
+    one_of_many = problem_type == "single_label_classification" and method == "integrated_gradients" and n_labels > 2
+    return start + math.log(n_labels - 1) if one_of_many else start
 
 
 def label_scores(

@@ -13,6 +13,7 @@ from zhixing.explain.spans import Word
 
 Method = Literal["integrated_gradients", "contributions", "rollout"]
 
+LOPSIDED = 1.0  # of log-odds: 2.7 to 1 where nothing is read
 LEVELS = 5  # shades of a word's weight
 FAINT = 0.05  # of the largest weight: less is not shown
 
@@ -41,6 +42,8 @@ class Explanation:
     complete                whether the gap is within its tolerance
     nodes                   how many points between nothing and the text were looked at
     left_out                tokens behind the model's longest text, which it did not read
+    lean                    how far baseline_score is from that of an undecided model, which gives all labels the same
+                            (or each of several labels one half); None where no number is neutral: rollout, regression
     nearest                 training texts like this one
     """
 
@@ -57,6 +60,7 @@ class Explanation:
     nodes: int
     left_out: int = 0
     nearest: tuple[Neighbour, ...] = ()
+    lean: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What json.dumps can write; each word with its characters too."""
@@ -73,6 +77,11 @@ class Explanation:
         found = [TopWord(word, sum(all_), len(all_)) for word, all_ in weights.items()]
         found.sort(key=lambda top: (-abs(top.weight), top.word))
         return [top for top in found[:count] if top.weight != 0]
+
+    @property
+    def lopsided(self) -> bool:
+        """Whether the model has an opinion before it reads a word, which then no word's weight shows."""
+        return self.lean is not None and abs(self.lean) > LOPSIDED
 
     @cached_property
     def largest(self) -> float:

@@ -183,6 +183,16 @@ def _warnings(explanation: Explanation) -> list[Words]:
                 f"经过 {explanation.nodes} 个节点，权重之和与得分变化仍相差 {explanation.gap:.3g}：请谨慎看待。",
             )
         )
+    if explanation.lopsided:
+        lean = explanation.lean or 0.0
+        english, chinese = ("towards", "偏向") if lean > 0 else ("away from", "偏离")
+        found.append(
+            (
+                f"The model leans {english} this label before it reads a word, by {abs(lean):.2f}: the weights say "
+                "only what the words add to that.",
+                f"未读任何词时模型已{chinese}这个标签（{abs(lean):.2f}）：权重只说明各词在此之外的作用。",
+            )
+        )
     if explanation.left_out:
         found.append(
             (

@@ -107,6 +107,11 @@ def _notes(explanation: Explanation) -> list[str]:
             lines.append(
                 f"careful: the weights miss the score by {explanation.gap:.3g}, after {explanation.nodes} nodes"
             )
+    if explanation.lopsided:
+        lines.append(
+            f"careful: the model leans {'towards' if (explanation.lean or 0) > 0 else 'away from'} this label before it"
+            f" reads a word, by {abs(explanation.lean or 0):.2f}; the weights say only what the words add to that"
+        )
     if explanation.left_out:
         lines.append(f"careful: {explanation.left_out:,} tokens at the end were not read; the text is too long")
     return lines

@@ -9,9 +9,10 @@ Nothing here knows a family: a classifier is what takes (ids, mask) and gives lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,13 +31,22 @@ THRESHOLD = 0.5  # a label holds where its probability is above, of several labe
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer to one text. `probabilities` are calibrated; for regression `value` is the answer."""
+    """The answer to one text. `probabilities` are calibrated. A regression answers with `score` and has no label."""
 
     label: str
     probability: float
     probabilities: dict[str, float]
-    labels: tuple[str, ...] = ()  # of a problem with several labels: those that hold
-    value: float | None = None
+    labels: tuple[str, ...] | None = None  # of a problem with several labels: those that hold, perhaps none
+    score: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What there is of it, for JSON."""
+        if self.score is not None:
+            return {"score": self.score}
+        several = {} if self.labels is None else {"labels": list(self.labels)}
+        return {
+            "label": self.label, "probability": self.probability, "probabilities": self.probabilities, **several
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,12 +142,12 @@ def predictions(
 ) -> list[Prediction]:
     """An answer for each row of probabilities (N, C)."""
     if problem_type == "regression":
-        return [Prediction("", 1.0, {}, value=float(row[0])) for row in probabilities]
+        return [Prediction("", math.nan, {}, score=float(row[0])) for row in probabilities]
     answers = []
     for row in probabilities:
         best = int(row.argmax())
         each = {label: float(p) for label, p in zip(labels, row, strict=True)}
         several = problem_type == "multi_label_classification"
-        held = tuple(label for label, p in each.items() if p > THRESHOLD) if several else ()
+        held = tuple(label for label, p in each.items() if p > THRESHOLD) if several else None
         answers.append(Prediction(labels[best], float(row[best]), each, held))
     return answers

@@ -563,11 +563,14 @@ BUCKET = 64  # training texts of one band that a test text is compared with: boi
 
 
 def leakage(
-    train: Sequence[LabelledText] | LabelledTexts, test: Sequence[LabelledText] | LabelledTexts
+    train: Sequence[LabelledText] | LabelledTexts,
+    test: Sequence[LabelledText] | LabelledTexts,
+    train_keys: NDArray[np.uint32] | None = None,
 ) -> LeakageReport:
     """Count test texts that a training text repeats. Half a minute for 25,000 reviews of 1,300 characters.
 
-    Candidates share a MinHash band (text/cleaning.py); each is checked by its exact Jaccard index.
+    Candidates share a MinHash band (text/cleaning.py); each is checked by its exact Jaccard index. `train_keys` are the
+    `signatures` of the training texts, which take most of the time, where they are known already.
     """
     import numpy as np
 
@@ -584,9 +587,11 @@ def leakage(
             pairs.append((i, at))
     exact = len(pairs)
     if rest and len(train):
-        with Progress("looking for test texts in training", len(train) + len(rest), "texts") as progress:
-            train_keys = _band_keys((item.text for item in train), progress, 0)  # (N, BANDS)
-            test_keys = _band_keys((test[i].text for i in rest), progress, len(train))  # (M, BANDS)
+        if train_keys is None:
+            train_keys = signatures(train)  # (N, BANDS)
+        if train_keys.shape != (len(train), cleaning.BANDS):
+            raise ValueError(f"expected signatures ({len(train)}, {cleaning.BANDS}), got {train_keys.shape}")
+        test_keys = signatures([test[i] for i in rest])  # (M, BANDS)
         candidates: dict[int, set[int]] = {}
         for band in range(cleaning.BANDS):
             order = np.argsort(train_keys[:, band], kind="stable")
@@ -606,14 +611,17 @@ def leakage(
     return LeakageReport(exact, len(pairs) - exact, len(test), tuple(pairs[:10]))
 
 
-def _band_keys(texts: Iterable[str], progress: Progress, done: int) -> NDArray[np.uint64]:
+def signatures(texts: Sequence[LabelledText] | LabelledTexts) -> NDArray[np.uint32]:
+    """The MinHash bands of each text, (N, BANDS): 80 bytes that its near repeats share some of."""
     import numpy as np
 
-    rows = []
-    for number, text in enumerate(texts):
-        rows.append(cleaning.band_keys(cleaning.shingles(text)))
-        progress.update(done + number)
-    return np.stack(rows)
+    rows = np.empty((len(texts), cleaning.BANDS), np.uint32)
+    with Progress("comparing texts", len(texts), "texts") as progress:
+        for number, item in enumerate(texts):
+            # 32 bits of each key are enough: candidates are checked, and of a billion pairs 5 meet by chance
+            rows[number] = cleaning.band_keys(cleaning.shingles(item.text)).astype(np.uint32)
+            progress.update(number)
+    return rows
 
 
 # ---- splitting

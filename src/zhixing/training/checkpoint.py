@@ -72,6 +72,8 @@ class TrainingState:
     best_step: int | None = None
     bad_evals: int = 0  # evaluations since the best, for early stopping
     seconds: float = 0.0  # of training, over all attempts
+    recent_loss: float = 0.0  # sum of the steps' losses since the last line of the log,
+    recent_count: int = 0  # and how many steps: what the next line is the mean of
     rng: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -86,9 +88,13 @@ class TrainingState:
             "best_step": (int, type(None)),
             "bad_evals": (int,),
             "seconds": (int, float),
+            "recent_loss": (int, float),
+            "recent_count": (int,),
             "rng": (dict,),
             "facts": (dict,),
         }
+        if isinstance(value, dict):  # older checkpoints hold no part of a window
+            value = {"recent_loss": 0.0, "recent_count": 0, **value}
         if not isinstance(value, dict) or set(value) != set(kinds):
             raise ValueError(f"{STATE} does not have the fields {', '.join(kinds)}")
         for key, allowed in kinds.items():

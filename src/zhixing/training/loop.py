@@ -139,8 +139,8 @@ def fit(
     progress = Progress("training", t.max_steps)
     log = MetricsLog(run_dir, t.tensorboard and parallel.main, state.step) if parallel.main else None
     ended = "max_steps"
-    recent_loss, recent_count = 0.0, 0  # since the last line of the log
-    train_loss = math.nan
+    recent_loss, recent_count = state.recent_loss, state.recent_count  # since the last line of the log
+    train_loss = log.last_training_loss if log else math.nan
     began = logged_at = time.perf_counter()
     seconds_before, tokens_logged = state.seconds, state.tokens_seen
 
@@ -151,6 +151,8 @@ def fit(
             best_step=watch.best_step if watch.best_step >= 0 else None,
             bad_evals=watch.bad_evals,
             seconds=seconds_before + time.perf_counter() - began,
+            recent_loss=recent_loss,
+            recent_count=recent_count,
             rng=_all_rng(parallel),
             facts=facts,
         )
@@ -189,7 +191,6 @@ def fit(
 
     with StopSignals() as signals:
         if resume and state.step and (state.step % t.eval_steps == 0 or state.step == t.max_steps):
-            train_loss = log.last_training_loss if log else math.nan
             if evaluate():
                 ended = "early stop"
         while ended == "max_steps" and state.step < t.max_steps:

@@ -311,7 +311,9 @@ _UNPLEASANT = _words(
     "divorce jail poverty ugly cancer kill rotten vomit agony prison"
 )
 
-ASSOCIATIONS = {  # the sets of Caliskan et al. 2017, tests 1, 6 and 7
+# Tests 1, 6 and 7 of Caliskan, Bryson & Narayanan 2017 (Science 356:183), word for word as their supplement lists them;
+# test 1 is of Greenwald, McGhee & Schwartz 1998, tests 6 and 7 of Nosek, Banaji & Greenwald 2002.
+ASSOCIATIONS = {
     "flowers-insects": WordSets(
         ("flowers", "insects", "pleasant", "unpleasant"),
         _words(
