@@ -4,6 +4,7 @@ A classifier's run directory holds, beside what every run has (recipe.toml, metr
 report.html, README.md, MANIFEST.json):
 
     config.json model.safetensors tokenizer.json | vocabulary.json calibration.json     the model
+    members/1-bag/ members/2-textcnn/ ...                   of an average: each member, a classifier's folder of its own
     data/train.jsonl data/train.minhash                                                 what it learnt from
 
 All families but the bag go through the one loop; the bag has compiled loops of its own (models/bag.py), which touch
@@ -34,12 +35,20 @@ from zhixing.evaluation.classification import ClassifierScores
 from zhixing.evaluation.classification_report import text_summary, write_classification_report
 from zhixing.evaluation.classification_result import ClassificationResult, baselines, result_scores
 from zhixing.evaluation.comparison import Comparison, compare
+from zhixing.explain.average import averaged
 from zhixing.explain.explain import explain, label_scores
 from zhixing.explain.explanation import Explanation, Method
 from zhixing.explain.nearest import WordIndex
 from zhixing.explain.ngram_spans import NgramSpans
 from zhixing.files import MANIFEST, atomic_write, write_manifest
-from zhixing.interchange.classifier_directory import StoredClassifier, is_classifier, read_classifier, write_classifier
+from zhixing.interchange.classifier_directory import (
+    MEMBERS,
+    Member,
+    StoredClassifier,
+    is_classifier,
+    read_classifier,
+    write_classifier,
+)
 from zhixing.interchange.model_directory import read_any_model
 from zhixing.interchange.word_vector_files import read_word_vectors
 from zhixing.models.bag import BagClassifier, BagTraining, predict_bag
@@ -49,7 +58,7 @@ from zhixing.models.lora import LoRASettings, add_lora, merge, remove_lora
 from zhixing.models.lstm import LSTMClassifier, LSTMClassifierSettings
 from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
 from zhixing.progress import Progress, duration, quantity, say
-from zhixing.recipe import Recipe
+from zhixing.recipe import Recipe, member_recipes
 from zhixing.run import as_begun, peak_memory, precision_line, recipe_hash, threads_of
 from zhixing.tasks.bag import Bag, train_bag
 from zhixing.tasks.classification import (
@@ -61,6 +70,8 @@ from zhixing.tasks.classification import (
     probabilities_of,
     text_logits,
 )
+from zhixing.text.catalogue import dataset_files
+from zhixing.text.catalogue import names as dataset_names
 from zhixing.text.cleaning import BANDS
 from zhixing.text.labelled import (
     LabelledSettings,
@@ -205,14 +216,62 @@ def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
     labels = ("value",) if problem == "regression" else tuple(_all_labels(parts))
     atomic_write(run_dir / "recipe.toml", recipe.to_toml())
     train_began = time.perf_counter()
-    if recipe.model.family == "bag":
-        stored, result = _train_bag(recipe, parts, problem, run_dir), None
+    if recipe.model.family == "average":
+        stored, result = _train_average(recipe, parts, labels, problem, run_dir, resume, parallel), None
     else:
-        stored, result = _train_network(recipe, parts, labels, problem, run_dir, resume, parallel)
+        stored, result = _train_one(recipe, parts, labels, problem, run_dir, resume, parallel)
     training_seconds = time.perf_counter() - train_began
     classifier = Classifier(run_dir, stored, recipe.task.on_too_long)
     _finish(classifier, recipe, parts, result, training_seconds, time.perf_counter() - began)
     return classifier
+
+
+def _train_one(
+    recipe: Recipe,
+    parts: Parts,
+    labels: tuple[str, ...],
+    problem: ProblemType,
+    run_dir: Path,
+    resume: bool,
+    parallel: Parallel,
+) -> tuple[StoredClassifier, FitResult | None]:
+    if recipe.model.family == "bag":
+        return _train_bag(recipe, parts, problem, run_dir), None
+    return _train_network(recipe, parts, labels, problem, run_dir, resume, parallel)
+
+
+def _train_average(
+    recipe: Recipe,
+    parts: Parts,
+    labels: tuple[str, ...],
+    problem: ProblemType,
+    run_dir: Path,
+    resume: bool,
+    parallel: Parallel,
+) -> StoredClassifier:
+    """Each member in turn, in a folder of its own; those that an earlier start has finished are taken as they are."""
+    recipes, members = member_recipes(recipe), []
+    weights = recipe.average.weights or [1.0] * len(recipes)
+    for number, (own, weight) in enumerate(zip(recipes, weights, strict=True), 1):
+        name = f"{number}-{own.model.family}"
+        folder = run_dir / MEMBERS / name
+        say(f"member {number} of {len(recipes)}: {recipe.average.members[number - 1]}")
+        if resume and (folder / MANIFEST).exists():
+            stored = read_classifier(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / "recipe.toml", own.to_toml())
+            try:
+                stored, result = _train_one(own, parts, labels, problem, folder, resume, parallel)
+            except SystemExit:
+                say(f"that was member {number}; go on with the whole:  zhixing train ... --out {run_dir} --resume")
+                raise
+            write_classifier(folder, stored)
+            write_manifest(folder, {"kind": "classifier", "step": result.best_step if result else 0})
+        members.append(Member(name, weight, stored))
+    atomic_write(run_dir / "metrics.jsonl", "")
+    models = nn.ModuleList([member.stored.model for member in members]).eval()
+    return StoredClassifier(models, None, labels, problem, 1.0, tuple(members))
 
 
 def _all_labels(parts: Parts) -> list[str]:
@@ -239,11 +298,14 @@ def _train_bag(recipe: Recipe, parts: Parts, problem: ProblemType, run_dir: Path
         places=[*parts.train.places, *(parts.validation.places if parts.validation is not parts.train else [])],
     )
 
+    ova = b.loss == "ova" and problem == "single_label_classification"
+    learnt: ProblemType = "multi_label_classification" if ova else problem
+
     def fitted(texts: LabelledTexts) -> Bag:
         balanced = recipe.task.class_weights == "balanced" and problem != "regression"
         weights = class_weights(texts, texts.labels) if balanced else None
         return train_bag(
-            _pairs(texts), ngrams, training, problem=problem, d_model=recipe.model.d_model, power=b.power,
+            _pairs(texts), ngrams, training, problem=learnt, d_model=recipe.model.d_model, power=b.power,
             class_weights=weights,
         )  # fmt: skip
 
@@ -251,7 +313,7 @@ def _train_bag(recipe: Recipe, parts: Parts, problem: ProblemType, run_dir: Path
     same_labels = set(parts.train.labels) == set(whole.labels)
     if parts.validation is not parts.train and problem != "regression" and same_labels:
         first = fitted(parts.train)
-        found = _as_logits(first.predict([item.text for item in parts.validation]), problem)
+        found = _as_logits(first.predict([item.text for item in parts.validation]), learnt)
         temperature = fit_temperature(found, targets_of(parts.validation, first.labels, problem).numpy())
     bag = fitted(whole)
     atomic_write(run_dir / "metrics.jsonl", "")
@@ -416,7 +478,8 @@ def _network(recipe: Recipe, tokenizer: Tokenizer, n_labels: int, generator: tor
                                    m.freeze_embeddings), generator)  # fmt: skip
     if m.embeddings:
         words = [tokenizer.decode([i]).strip() for i in range(size)]
-        model_.load_embeddings(*read_word_vectors(Path(m.embeddings), words))
+        file = dataset_files(m.embeddings)[0] if m.embeddings in dataset_names() else Path(m.embeddings)
+        model_.load_embeddings(*read_word_vectors(file, words))
     return model_
 
 
@@ -609,6 +672,15 @@ class Classifier:
         return self.stored.problem_type
 
     @cached_property
+    def members(self) -> list[tuple[float, Classifier]]:
+        """Of an average: its members and their shares of the answer, which add up to 1."""
+        whole = sum(member.weight for member in self.stored.members)
+        return [
+            (m.weight / whole, Classifier(self.path / MEMBERS / m.name, m.stored, self.on_too_long))
+            for m in self.stored.members
+        ]
+
+    @cached_property
     def tokenizer(self) -> Any:
         """What makes ids and their places in the text: what explanation asks for."""
         reader = self.stored.reader
@@ -633,12 +705,19 @@ class Classifier:
         stored = self.stored
         if not texts:
             return np.empty((0, len(self.labels)), np.float32)
+        if self.members:
+            before = [member.too_long for _, member in self.members]
+            mean = sum(weight * member.probabilities(texts) for weight, member in self.members)
+            assert isinstance(mean, np.ndarray)
+            self.too_long += max(m.too_long - b for (_, m), b in zip(self.members, before, strict=True))
+            return _as_logits(mean, self.problem_type)
         if isinstance(stored.reader, NgramVocabulary):
             assert isinstance(stored.model, BagClassifier)
             features = stored.reader.features(texts)
             threads = available_threads() if len(texts) > 512 else 1
             found = predict_bag(stored.model.weights(), features.ids, features.starts, threads)
-            return _as_logits(found, self.problem_type)
+            return _as_logits(found, stored.model.settings.problem)
+        assert stored.reader is not None
         settings: Any = stored.model.settings
         encoded = encode_texts(texts, stored.reader, settings.max_len, self.on_too_long)
         self.too_long += encoded.too_long
@@ -763,13 +842,38 @@ class Classifier:
     ) -> Explanation:
         """Why this answer: the words that speak for and against it, and the training texts nearest to it."""
         index = self.training_index if nearest else None
+        if self.members:
+            return self._explain_average(text, method, nearest, index, label)
         return explain(
             self, text, method=method, nearest=nearest if index is not None else 0, training=index, label=label,
             problem_type=self.problem_type, temperature=self.stored.temperature,
         )  # fmt: skip
 
+    def _explain_average(
+        self, text: str, method: Literal["auto"] | Method, nearest: int, index: WordIndex | None, label: str | None
+    ) -> Explanation:
+        """The members' explanations by integrated gradients, which all have, weighed as their answers are."""
+        if method not in ("auto", "integrated_gradients"):
+            raise InputError(
+                f"an average of models has no {method}",
+                mend=f"take integrated_gradients, or explain one member: zhixing explain {self.members[0][1].path} ...",
+            )
+        answer = self(text)
+        label = (answer.label or self.labels[0]) if label is None else label
+        parts = [
+            (weight, explain(member, text, method="integrated_gradients", label=label, problem_type=self.problem_type,
+                             temperature=member.stored.temperature))
+            for weight, member in self.members
+        ]  # fmt: skip
+        found = tuple(index.nearest(text, nearest)) if index is not None and nearest else ()
+        graded = self.problem_type == "regression"
+        return averaged(parts, None if graded else answer.probabilities[label], found)
+
     def scores_of(self, label: str) -> Any:
         """The score that `explain` explains, as a function of texts: for deletion tests."""
+        if self.members:
+            each = [(weight, member.scores_of(label)) for weight, member in self.members]
+            return lambda texts: sum(weight * scores(texts) for weight, scores in each)
         return label_scores(self, label, problem_type=self.problem_type, temperature=self.stored.temperature)
 
     def show(self) -> str:

@@ -1,6 +1,6 @@
 """A recipe: everything that decides a run, in one strict TOML file.
 
-    [data]  [task]  [bag]  [tokenizer]  [model]  [train]  [eval]
+    [data]  [task]  [average]  [bag]  [tokenizer]  [model]  [train]  [eval]
 
 Keys carry the names of Hugging Face's TrainingArguments where the concept is the same, sizes the names of
 docs/design.md. An unknown key, a wrong type or an impossible value is an error that names the nearest known
@@ -56,6 +56,16 @@ class TaskSettings:
 
 
 @dataclass(frozen=True)
+class AverageRecipe:
+    """Several classifiers that answer as one (model.family = "average"): the mean of their probabilities."""
+
+    members: list[str] = field(
+        default_factory=list
+    )  # each a recipe's name or file, perhaps with table.key=value behind
+    weights: list[float] = field(default_factory=list)  # empty: all the same
+
+
+@dataclass(frozen=True)
 class BagRecipe:
     """The bag of n-grams (model.family = "bag"), which trains by loops of its own."""
 
@@ -73,6 +83,7 @@ class BagRecipe:
     rates: Literal["equal", "idf", "nb"] = "equal"  # how fast rows learn: idf and nb by what their feature tells
     rates_power: float = 1.0  # idf or nb to this power
     power: float = 1.0  # the sum of n vectors is divided by n^power
+    loss: Literal["softmax", "ova"] = "softmax"  # ova: one label against all others, for each label
     dropout: float = 0.0
     threads: int = 1  # more than one is never twice the same
 
@@ -91,7 +102,7 @@ class TokenizerSettings:
 class ModelSettings:
     """The size and shape of the network."""
 
-    family: Literal["gpt", "lstm", "bert", "textcnn", "bag"] = "gpt"
+    family: Literal["gpt", "lstm", "bert", "textcnn", "bag", "average"] = "gpt"
     layout: Literal["qwen3", "llama", "gpt2"] = "qwen3"  # gpt only: what the files look like to other tools
     d_model: int = 256
     n_layers: int = 4
@@ -103,7 +114,7 @@ class ModelSettings:
     tie_embeddings: bool = True
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
-    embeddings: str = ""  # lstm, textcnn: a word-vector file (GloVe or word2vec text) to start from
+    embeddings: str = ""  # lstm, textcnn: word vectors to start from, a file (GloVe, word2vec text) or "glove-6b-50d"
     freeze_embeddings: bool = False  # lstm and textcnn classifiers: leave the embeddings as they start
     n_filters: int = 100  # textcnn: of each width
     lora_rank: int = 0  # bert and gpt classifiers: train low-rank changes of this rank only; 0: all weights
@@ -157,6 +168,7 @@ class EvalSettings:
 class Recipe:
     data: DataSettings = DataSettings()
     task: TaskSettings = TaskSettings()
+    average: AverageRecipe = field(default_factory=AverageRecipe)
     bag: BagRecipe = BagRecipe()
     tokenizer: TokenizerSettings = TokenizerSettings()
     model: ModelSettings = ModelSettings()
@@ -179,6 +191,7 @@ class Recipe:
 TABLES: dict[str, type] = {
     "data": DataSettings,
     "task": TaskSettings,
+    "average": AverageRecipe,
     "bag": BagRecipe,
     "tokenizer": TokenizerSettings,
     "model": ModelSettings,
@@ -243,6 +256,30 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
     recipe = Recipe(**settings)
     check_recipe(recipe, where)
     return recipe
+
+
+def member_recipes(recipe: Recipe) -> list[Recipe]:
+    """The recipe of each member of an average: its own, with the data, the task's texts and the seed of the average."""
+    own = []
+    for member in recipe.average.members:
+        name, *overrides = member.split()
+        found = load_recipe(name, overrides)
+        if found.model.family == "average" or found.task.kind != recipe.task.kind:
+            raise InputError(
+                f"{name} cannot be a member of this average",
+                where=f"average.members: {member!r}",
+                why="it is an average itself" if found.model.family == "average" else f"it is for {found.task.kind}",
+                mend="name a recipe of one model that answers the same question",
+            )
+        task = dataclasses.replace(
+            found.task,
+            test=recipe.task.test,
+            validation_fraction=recipe.task.validation_fraction,
+            class_weights=recipe.task.class_weights,
+        )
+        train = dataclasses.replace(found.train, seed=recipe.train.seed, threads=recipe.train.threads)
+        own.append(dataclasses.replace(found, data=recipe.data, task=task, train=train))
+    return own
 
 
 def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
@@ -358,6 +395,16 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
             refuse("model.n_heads", why, f"take model.d_model = {m.d_model + m.n_heads}, or other heads")
     if m.family == "bert" and m.d_model % m.n_heads:
         refuse("model.d_model", f"{m.d_model} is not divisible by model.n_heads = {m.n_heads}", "take a multiple of it")
+    a = recipe.average
+    if m.family == "average":
+        if len(a.members) < 2:
+            refuse("average.members", f"it names {len(a.members)}", "name two recipes or more")
+        if a.weights and (len(a.weights) != len(a.members) or not all(0 < w < float("inf") for w in a.weights)):
+            why = f"{a.weights} for {len(a.members)} members"
+            refuse("average.weights", why, "give a number above 0 for each, or leave it out")
+        member_recipes(recipe)
+    elif a.members or a.weights:
+        refuse("average.members", f"a {m.family} has none", 'set model.family = "average", or leave it out')
     if m.embeddings and m.family not in ("lstm", "textcnn"):
         why = "only the families lstm and textcnn start from given vectors"
         refuse("model.embeddings", why, 'leave it out, or set model.family = "lstm"')
@@ -381,6 +428,8 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         refuse("task.start", f"a {m.family} starts from nothing", 'set model.family = "bert" or "gpt"')
     if m.lora_rank and m.family not in ("bert", "gpt"):
         refuse("model.lora_rank", f"a {m.family} has no matrices for it", 'set model.family = "bert" or "gpt"')
+    if recipe.task.kind == "regression" and m.family == "bag" and b.loss == "ova":
+        refuse("bag.loss", "a regression has no labels to hold against one another", "leave it out")
     if recipe.task.kind == "regression" and m.family == "bag" and recipe.bag.rates == "nb":
         refuse("bag.rates", "numbers have no naive Bayes ratios", 'set bag.rates = "idf"')
     if recipe.task.kind == "regression" and not recipe.data.score_column:
@@ -443,6 +492,9 @@ def _checked(hint: Any, value: Any, key: str, where: str) -> Any:
         elif option == list[str]:
             if isinstance(value, list) and all(isinstance(v, str) for v in value):
                 return value
+        elif option == list[float]:
+            if isinstance(value, list) and all(type(v) in (int, float) for v in value):
+                return [float(v) for v in value]
         elif option is float and type(value) in (int, float):
             return float(value)
         elif type(value) is option:  # bool is no int here
@@ -458,7 +510,7 @@ def _kind(option: Any) -> str:
     if typing.get_origin(option) is Literal:
         return ", ".join(json.dumps(c) for c in typing.get_args(option))
     names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
-    return names.get(option, "a list of strings")
+    return names.get(option, "a list of numbers" if option == list[float] else "a list of strings")
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -3,6 +3,7 @@
     bert                     as transformers has it (model_directory.py): AutoModelForSequenceClassification loads it
     bag, textcnn, lstm, gpt  config.json with our own model_type, model.safetensors in our names, and tokenizer.json, or
                              vocabulary.json with the words of a bag
+    average                  config.json with the weight of each member, which is a folder of its own in members/
     calibration.json         all: the temperature that makes probabilities of logits
 
 A config.json is somebody's word: the families are a literal table, each setting is checked by the family's dataclass,
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +50,9 @@ from zhixing.tokens.ngrams import NgramSettings, NgramVocabulary
 from zhixing.tokens.tokenizer import Tokenizer
 from zhixing.training.checkpoint import read_safetensors
 
-CALIBRATION, VOCABULARY = "calibration.json", "vocabulary.json"
+CALIBRATION, VOCABULARY, MEMBERS = "calibration.json", "vocabulary.json", "members"
+AVERAGE = "zhixing_average"
+MOST_MEMBERS = 64
 LONGEST = 1 << 20  # tokens that a GPT may look back over
 FAMILIES: dict[str, tuple[type[nn.Module], type]] = {
     "zhixing_bag": (BagClassifier, BagSettings),
@@ -59,14 +63,24 @@ FAMILIES: dict[str, tuple[type[nn.Module], type]] = {
 
 
 @dataclass(frozen=True)
-class StoredClassifier:
-    """What a folder holds. `reader` turns text into ids: a tokenizer, or a bag's vocabulary."""
+class Member:
+    """One classifier of an average: the folder's name, its share of the answer, and what it holds."""
 
-    model: nn.Module
-    reader: Tokenizer | NgramVocabulary
+    name: str
+    weight: float
+    stored: StoredClassifier
+
+
+@dataclass(frozen=True)
+class StoredClassifier:
+    """What a folder holds. `reader` turns text into ids: a tokenizer, or a bag's vocabulary; None of an average."""
+
+    model: nn.Module  # of an average a ModuleList of its members' models
+    reader: Tokenizer | NgramVocabulary | None
     labels: tuple[str, ...]
     problem_type: ProblemType
     temperature: float
+    members: tuple[Member, ...] = ()  # of an average
 
 
 def write_classifier(folder: Path, stored: StoredClassifier) -> None:
@@ -76,6 +90,9 @@ def write_classifier(folder: Path, stored: StoredClassifier) -> None:
     (folder / CONFIG).unlink(missing_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     atomic_write(folder / CALIBRATION, json.dumps({"temperature": stored.temperature}) + "\n")
+    if stored.members:
+        _write_average(folder, stored)
+        return
     if isinstance(stored.model, BertClassifier):
         assert isinstance(stored.reader, Tokenizer)
         write_model_directory(folder, stored.model, stored.reader, labels=labels)
@@ -93,6 +110,7 @@ def write_classifier(folder: Path, stored: StoredClassifier) -> None:
         stored.reader.save(folder)
         config["zhixing"] = {"tokenizer_fingerprint": stored.reader.fingerprint()}
     else:
+        assert stored.reader is not None
         words = {
             "settings": dataclasses.asdict(stored.reader.settings),
             "words": stored.reader.words,
@@ -102,6 +120,44 @@ def write_classifier(folder: Path, stored: StoredClassifier) -> None:
     tensors = {name: tensor.detach() for name, tensor in stored.model.state_dict().items()}
     replace_weights(folder / WEIGHTS, tensors)
     atomic_write(folder / CONFIG, json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+
+
+def _write_average(folder: Path, stored: StoredClassifier) -> None:
+    """The members' folders stand already; here is said how they answer together."""
+    config = {
+        "model_type": AVERAGE,
+        "members": [{"folder": member.name, "weight": member.weight} for member in stored.members],
+        "id2label": {str(i): name for i, name in enumerate(stored.labels)},
+        "label2id": {name: i for i, name in enumerate(stored.labels)},
+        "problem_type": stored.problem_type,
+    }
+    atomic_write(folder / CONFIG, json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+
+
+def _read_average(folder: Path, config: dict[str, Any], temperature: float) -> StoredClassifier:
+    """The members and how much each counts; each must have the average's labels, in the same order."""
+    place = str(folder / CONFIG)
+    facts = labels_of(config)
+    raw = config.get("members")
+    if not isinstance(raw, list) or not 2 <= len(raw) <= MOST_MEMBERS:
+        raise InputError(f"an average has 2 to {MOST_MEMBERS} members", where=place)
+    members = []
+    for entry in raw:
+        name: Any = entry.get("folder") if isinstance(entry, dict) else None
+        weight: Any = entry.get("weight") if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name):
+            raise InputError(f"no member's folder is called {name!r:.80}", where=place)
+        if type(weight) not in (int, float) or not 0 < weight < math.inf:
+            raise InputError(f"a member's weight of {weight!r:.80} cannot be", where=place)
+        own = folder / MEMBERS / name
+        if not is_classifier(own) or read_json(own / CONFIG).get("model_type") == AVERAGE:
+            raise InputError("a member of the average is missing", where=str(own), mend="copy the whole run")
+        stored = read_classifier(own)
+        if stored.labels != facts.names or stored.problem_type != facts.problem_type:
+            raise InputError("a member has other labels than the average", where=str(own))
+        members.append(Member(name, float(weight), stored))
+    models = nn.ModuleList([member.stored.model for member in members]).eval()
+    return StoredClassifier(models, None, facts.names, facts.problem_type, temperature, tuple(members))
 
 
 def is_classifier(folder: Path) -> bool:
@@ -116,7 +172,9 @@ def is_classifier(folder: Path) -> bool:
 
 
 def _is_ours(config: dict[str, Any]) -> bool:
-    return isinstance(config.get("model_type"), str) and config["model_type"] in FAMILIES
+    return isinstance(config.get("model_type"), str) and (
+        config["model_type"] in FAMILIES or config["model_type"] == AVERAGE
+    )
 
 
 def read_classifier(folder: Path) -> StoredClassifier:
@@ -133,6 +191,9 @@ def read_classifier(folder: Path) -> StoredClassifier:
             raise InputError("the model has no labels", where=str(folder), mend="give a classifier's folder")
         facts = labels_of(config)
         return StoredClassifier(found_model, tokenizer, facts.names, facts.problem_type, temperature)
+    if config["model_type"] == AVERAGE:
+        check_files(folder, [folder / CONFIG])
+        return _read_average(folder, config, float(temperature))
     check_files(folder, [folder / CONFIG, folder / WEIGHTS])
     facts = labels_of(config)
     family, settings_type = FAMILIES[config["model_type"]]
@@ -141,7 +202,16 @@ def read_classifier(folder: Path) -> StoredClassifier:
     settings = _settings(settings_type, raw, place)
     if settings.n_labels != len(facts.names):
         raise InputError(f"{len(facts.names)} labels for {settings.n_labels} outputs", where=str(folder / CONFIG))
-    if family is BagClassifier and settings.problem != facts.problem_type:
+    one_against_all = (
+        (settings.problem, facts.problem_type)
+        == (
+            "multi_label_classification",
+            "single_label_classification",
+        )
+        if family is BagClassifier
+        else False
+    )
+    if family is BagClassifier and settings.problem != facts.problem_type and not one_against_all:
         raise InputError(
             f"settings.problem is {settings.problem}", where=str(folder / CONFIG), why="problem_type is not"
         )
