@@ -390,6 +390,7 @@ def test_killed_in_and_between_members_it_gives_the_same_bytes(
     start(run)
     kill_when(run, lambda: (first / "recipe.toml").exists())  # in the first
     assert not (first / "MANIFEST.json").exists()
+    (first / ".model.safetensors.tmp-1-0123abcd").write_bytes(b"half")  # as if it had been writing this
     start(run, "--resume")
     kill_when(run, lambda: (first / "MANIFEST.json").exists())  # between them, or as the second begins
     kept = (first / "model.safetensors").stat().st_mtime_ns

@@ -41,7 +41,7 @@ from zhixing.explain.explain import explain, label_scores
 from zhixing.explain.explanation import Explanation, Method
 from zhixing.explain.nearest import WordIndex
 from zhixing.explain.ngram_spans import NgramSpans
-from zhixing.files import MANIFEST, atomic_write, verify_manifest, write_manifest
+from zhixing.files import MANIFEST, atomic_write, clear_leftovers, verify_manifest, write_manifest
 from zhixing.interchange.classifier_directory import (
     MEMBERS,
     Member,
@@ -286,6 +286,8 @@ def _train_average(
         folder = run_dir / MEMBERS / name
         say(f"member {number} of {len(recipes)}: {recipe.average.members[number - 1]}")
         own = as_begun(own, own, folder) if resume else own
+        if folder.exists():
+            clear_leftovers(folder, alone=True)  # the lock that is held swept the whole run's folder only
         if resume and finished(folder):
             say("it is finished already")
             stored = read_classifier(folder)
