@@ -70,7 +70,7 @@ from zhixing.tasks.classification import (
     probabilities_of,
     text_logits,
 )
-from zhixing.text.catalogue import dataset_files
+from zhixing.text.catalogue import dataset_files, fetch_dataset, list_datasets
 from zhixing.text.catalogue import names as dataset_names
 from zhixing.text.cleaning import BANDS
 from zhixing.text.labelled import (
@@ -430,7 +430,7 @@ def _tokenizer(recipe: Recipe, parts: Parts, run_dir: Path) -> Tokenizer:
     if (run_dir / "data" / "tokenizer" / "tokenizer_config.json").exists():  # the last file that is written
         return Tokenizer.load(run_dir / "data" / "tokenizer")
     if recipe.task.start or recipe.tokenizer.path:
-        tokenizer = Tokenizer.load(Path(recipe.task.start or recipe.tokenizer.path))
+        tokenizer = Tokenizer.load(_folder(recipe.task.start) if recipe.task.start else Path(recipe.tokenizer.path))
     else:
         texts = [item.text for item in parts.train]
         t = recipe.tokenizer
@@ -441,10 +441,16 @@ def _tokenizer(recipe: Recipe, parts: Parts, run_dir: Path) -> Tokenizer:
     return tokenizer
 
 
+def _folder(model: str) -> Path:
+    """A run or model folder by its path, or by the name it has in the catalogue (fetched if it is not here)."""
+    named = any(entry.name == model and entry.task == "model" for entry in list_datasets())
+    return fetch_dataset(model) if named else Path(model)
+
+
 def _network(recipe: Recipe, tokenizer: Tokenizer, n_labels: int, generator: torch.Generator) -> Any:
     """The recipe's model, fresh or with the weights of the model it starts from."""
     m, size = recipe.model, tokenizer.vocab_size
-    start = read_any_model(Path(recipe.task.start))[0] if recipe.task.start else None
+    start = read_any_model(_folder(recipe.task.start))[0] if recipe.task.start else None
     if m.family == "bert":
         settings = BertSettings(size, d_model=m.d_model, n_layers=m.n_layers, n_heads=m.n_heads,
                                 d_ff=4 * m.d_model if m.d_ff == "auto" else m.d_ff, max_len=m.max_len,

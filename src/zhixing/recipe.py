@@ -52,7 +52,7 @@ class TaskSettings:
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count more, N / (C n_c)
     on_too_long: Literal["error", "split", "truncate"] = "truncate"  # texts longer than model.max_len
     pretrain_steps: int = 0  # bert: steps of masked language modelling on the training texts first
-    start: str = ""  # a run or model folder to start from (bert, gpt): its weights and its tokenizer
+    start: str = ""  # a run, a model folder or "minilm" to start from (bert, gpt): its weights and its tokenizer
 
 
 @dataclass(frozen=True)
