@@ -92,6 +92,7 @@ from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
 from zhixing.training.checkpoint import list_steps, load_step, restore_model
 from zhixing.training.loop import FitResult, fit
 from zhixing.training.masking import MaskedSequences, masked_tokens
+from zhixing.training.memory import return_memory
 from zhixing.training.objectives import IGNORED, label_texts
 from zhixing.training.optimizers import make_optimizers
 from zhixing.training.parallel import Parallel
@@ -198,6 +199,7 @@ def class_weights(texts: LabelledTexts, labels: Sequence[str]) -> dict[str, floa
 def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Classifier:
     """Train what the recipe says into run_dir; called by `zhixing.train`, under the run's lock."""
     torch.set_num_threads(threads_of(asked, parallel))
+    return_memory()
     began = time.perf_counter()
     if parallel.world > 1:
         raise InputError(

@@ -96,13 +96,13 @@ def train(source: str, *overrides: str, out: str | None = None, resume: bool = F
     InputError says what cannot be used and how to mend it.
     """
     with started(source, out, resume, *overrides) as (run_dir, parallel):
+        keep_memory()
         return _train(asked_recipe(source, list(overrides)), run_dir, resume, parallel)
 
 
 @contextlib.contextmanager
 def started(source: str, out: str | None, resume: bool, *overrides: str) -> Iterator[tuple[Path, Parallel]]:
     """The folder of a run that is about to be trained, locked by the first process, and the processes."""
-    keep_memory()
     with parallel_from_environment() as parallel, contextlib.ExitStack() as stack:
         if parallel.world > 1:
             die_with_parent()
