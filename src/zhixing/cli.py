@@ -404,13 +404,14 @@ def compare(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A transformers model folder.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A transformers model folder, or an adapter of PEFT.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to make.")],
+    base: Annotated[str, typer.Option(metavar="FOLDER", help="The adapter's base; else the one it names.")] = "",
 ) -> None:
-    """Read a gpt2, llama or qwen3 folder of transformers as a run."""
-    from zhixing.run import import_run
+    """Read a gpt2, llama or qwen3 folder of transformers as a run, or a LoRA adapter added to its base."""
+    from zhixing.entry import import_any
 
-    import_run(source, out)
+    import_any(source, out, base)
     typer.echo(out)
 
 
@@ -418,13 +419,13 @@ def import_(
 def export(
     run: RunFolder,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to make.")],
-    to: Annotated[str, typer.Option(help="The format.")] = "transformers",
+    to: Annotated[str, typer.Option(help="transformers, or peft: the LoRA adapter of a run.")] = "transformers",
     max_shard_size: Annotated[str | None, typer.Option(help="Split the weights, e.g. 100MB.")] = None,
 ) -> None:
     """Write a model for another tool, and check that it says the same there."""
-    from zhixing.run import export_run, load
+    from zhixing.entry import export_any
 
-    export_run(load(run), out, to=to, max_shard_size=max_shard_size)
+    export_any(run, out, to, max_shard_size)
     typer.echo(out)
 
 
