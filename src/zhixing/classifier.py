@@ -394,7 +394,9 @@ def _lora(model: nn.Module, rank: int) -> LoRASettings | None:
     if not rank:
         return None
     modules = dict(model.named_modules())
-    new = [name for name in ("encoder.pooler", "pre_classifier", "classifier", "score") if modules.get(name) is not None]
+    new = [
+        name for name in ("encoder.pooler", "pre_classifier", "classifier", "score") if modules.get(name) is not None
+    ]
     return LoRASettings(rank=rank, alpha=2.0 * rank, trained=tuple(new))
 
 

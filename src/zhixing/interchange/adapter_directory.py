@@ -1,7 +1,7 @@
 """A LoRA adapter and the model that it was trained on: out of a run for PEFT, and both together into a run of ours.
 
     RUN/adapter/   adapter_config.json  adapter_model.safetensors   what PEFT reads (peft_adapter.py)
-                   zhixing.json                                     labels, kind of answer and temperature; PEFT skips it
+                   zhixing.json                                     labels, kind of answer, temperature; PEFT skips it
 
 An adapter is of use with its base only, so what is written names it, and is checked against the run that it came from.
 """
@@ -86,9 +86,7 @@ def import_adapter(source: Path, out: Path, base: Path | None = None) -> None:
     kind = "classifier" if labels else "model"
     with atomic_dir(out, {"kind": kind, "tokenizer_fingerprint": tokenizer.fingerprint()}) as folder:
         if labels:
-            write_classifier(
-                folder, StoredClassifier(model, tokenizer, labels.names, labels.problem_type, temperature)
-            )
+            write_classifier(folder, StoredClassifier(model, tokenizer, labels.names, labels.problem_type, temperature))
         else:
             write_model_directory(folder, model, tokenizer)
 
@@ -116,14 +114,13 @@ def read_with_adapter(source: Path, base: Path) -> tuple[nn.Module, Tokenizer, L
         raise InputError(f"there is no {CONFIG}", where=str(source), mend="give the folder of an adapter")
     model: Any
     stored: StoredClassifier | None = None
-    config: dict[str, Any] = {}
     if is_classifier(base):
         stored = read_classifier(base)
         model, tokenizer = stored.model, stored.reader
         if not isinstance(tokenizer, Tokenizer):
             raise InputError("the base is a bag, which no adapter fits", where=str(base))
     else:
-        model, tokenizer, config = read_any_model(base)
+        model, tokenizer, _ = read_any_model(base)
     shapes = tensor_shapes(source / WEIGHTS) if (source / WEIGHTS).is_file() else {}
     heads = [shape[0] for head in HEADS if (shape := shapes.get(f"{PREFIX}{head}.weight"))]
     labels, temperature = None, 1.0

@@ -119,10 +119,10 @@ class Optimizers:
 
 
 def layer_rates(depths: Mapping[str, int], decay: float) -> dict[str, float]:
-    """The share of the learning rate of each parameter, decay^(top - depth), from how deep it stands (top: the deepest).
+    """The share of the learning rate that each parameter has by its depth: decay^(top - depth), the deepest 1.
 
-    {"embedding": 0, "block": 1, "head": 2}, 0.5 -> 0.25, 0.5, 1. Howard & Ruder 2018, section 3.2, with a free decay for
-    their 1 / 2.6; Clark et al. 2020, appendix B.
+    {"embedding": 0, "block": 1, "head": 2}, 0.5 -> 0.25, 0.5, 1. Howard & Ruder 2018, section 3.2, with a free decay
+    for their 1 / 2.6; Clark et al. 2020, appendix B.
     """
     top = max(depths.values())
     return {name: decay ** (top - depth) for name, depth in depths.items()}
