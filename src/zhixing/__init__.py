@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zhixing.classifier import Classifier, Sentiment
     from zhixing.entry import load_any as load
     from zhixing.entry import train_any as train
-    from zhixing.in_context import in_context
+    from zhixing.context_classifier import in_context
     from zhixing.run import Run
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ PLACES = {
     "Run": ("zhixing.run", "Run"),
     "Classifier": ("zhixing.classifier", "Classifier"),
     "Sentiment": ("zhixing.classifier", "Sentiment"),
-    "in_context": ("zhixing.in_context", "in_context"),
+    "in_context": ("zhixing.context_classifier", "in_context"),
 }
 
 

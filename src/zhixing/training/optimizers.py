@@ -76,7 +76,7 @@ class Muon(Optimizer):
         count = itertools.count()
         for group in self.param_groups:
             parts: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}  # shape -> (parameter part, its direction)
-            for position, p in zip(count, group["params"], strict=False):
+            for p, position in zip(group["params"], count, strict=False):  # the shorter first
                 if p.grad is None:
                     continue
                 state = self.state[p]
