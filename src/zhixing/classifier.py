@@ -40,7 +40,9 @@ from zhixing.explain.explain import explain, label_scores
 from zhixing.explain.explanation import Explanation, Method
 from zhixing.explain.nearest import WordIndex
 from zhixing.explain.ngram_spans import NgramSpans
-from zhixing.files import MANIFEST, atomic_write, write_manifest
+from zhixing.files import MANIFEST, atomic_write, verify_manifest, write_manifest
+from zhixing.interchange.adapter_directory import FOLDER as ADAPTER
+from zhixing.interchange.adapter_directory import write_label_facts
 from zhixing.interchange.classifier_directory import (
     MEMBERS,
     Member,
@@ -50,10 +52,14 @@ from zhixing.interchange.classifier_directory import (
     write_classifier,
 )
 from zhixing.interchange.model_directory import read_any_model
+from zhixing.interchange.peft_adapter import write_adapter
+from zhixing.interchange.transformers_layout import LabelFacts
 from zhixing.interchange.word_vector_files import read_word_vectors
 from zhixing.models.bag import BagClassifier, BagTraining, predict_bag
 from zhixing.models.bert import Bert, BertClassifier, BertMaskedLM, BertSettings
+from zhixing.models.bert import layer_of as bert_layer_of
 from zhixing.models.gpt import GPT, GPTClassifier, GPTClassifierSettings, GPTSettings
+from zhixing.models.gpt import layer_of as gpt_layer_of
 from zhixing.models.lora import LoRASettings, add_lora, merge, remove_lora
 from zhixing.models.lstm import LSTMClassifier, LSTMClassifierSettings
 from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
@@ -94,7 +100,7 @@ from zhixing.training.loop import FitResult, fit
 from zhixing.training.masking import MaskedSequences, masked_tokens
 from zhixing.training.memory import return_memory
 from zhixing.training.objectives import IGNORED, label_texts
-from zhixing.training.optimizers import make_optimizers
+from zhixing.training.optimizers import layer_rates, make_optimizers
 from zhixing.training.parallel import Parallel
 from zhixing.training.plan import d_ff, n_kv_heads, native_bf16, usable_cores
 
@@ -205,8 +211,14 @@ def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
         raise InputError(
             "a classifier is trained by one process", mend="start it without torchrun; it uses every core by itself"
         )
-    (run_dir / MANIFEST).unlink(missing_ok=True)
     recipe = as_begun(asked, asked, run_dir) if resume else asked
+    if resume and recipe.model.family == "bag":
+        if finished(run_dir):
+            say("this run is finished; nothing is trained again")
+            return load_classifier(run_dir)
+        same = "to the same bytes" if recipe.bag.threads == 1 else "with other bits, as bag.threads is above 1"
+        say(f"a bag trains in seconds and keeps no checkpoints: it is trained again from its start, {same}")
+    (run_dir / MANIFEST).unlink(missing_ok=True)
     parts = prepare(recipe)
     problem = parts.train.problem_type
     if (recipe.task.kind == "regression") != (problem == "regression"):
@@ -274,6 +286,18 @@ def _train_average(
     atomic_write(run_dir / "metrics.jsonl", "")
     models = nn.ModuleList([member.stored.model for member in members]).eval()
     return StoredClassifier(models, None, labels, problem, 1.0, tuple(members))
+
+
+def finished(run_dir: Path) -> bool:
+    """Whether the run is whole: its manifest is written last, and every file is as it says."""
+    if not (run_dir / MANIFEST).exists():
+        return False
+    try:
+        verify_manifest(run_dir)
+    except ValueError as error:
+        say(f"the run was finished and is damaged since ({error})")
+        return False
+    return True
 
 
 def _all_labels(parts: Parts) -> list[str]:
@@ -367,9 +391,14 @@ def _train_network(
     if recipe.task.pretrain_steps and not list_steps(run_dir):  # else the checkpoint has what came of it
         assert isinstance(model, BertClassifier)
         _pretrain(model, tokenizer, recipe, parts, run_dir, bf16)
-    if recipe.model.lora_rank:
-        rank, head = recipe.model.lora_rank, "classifier" if recipe.model.family == "bert" else "score"
-        add_lora(model, LoRASettings(rank=rank, alpha=2.0 * rank, trained=(head,)), generator)
+    adapter = _lora(model, recipe.model.lora_rank)
+    if adapter:
+        add_lora(model, adapter, generator)
+    rates = None
+    if recipe.model.freeze_layers or recipe.train.layer_decay != 1:
+        depths = depths_of(model)
+        freeze_below(model, depths, recipe.model.freeze_layers)
+        rates = layer_rates(depths, recipe.train.layer_decay)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(
         f"{recipe.model.family}: {quantity(sum(p.numel() for p in model.parameters()))} parameters"
@@ -392,7 +421,7 @@ def _train_network(
     result = fit(
         model,
         label_texts(problem, weights, recipe.train.label_smoothing_factor),
-        make_optimizers(model, recipe.train, torch.bfloat16 if native_bf16() else torch.float32),
+        make_optimizers(model, recipe.train, torch.bfloat16 if native_bf16() else torch.float32, rates),
         sides[0],
         sides[1],
         recipe.train,
@@ -415,7 +444,9 @@ def _train_network(
             result = replace(result, best_step=result.step)
         else:
             restore_model(model, best.model)
-    if recipe.model.lora_rank:
+    if adapter:
+        if recipe.task.start:
+            write_adapter(run_dir / ADAPTER, model, adapter, recipe.task.start)
         merge(model)
         remove_lora(model)
     stored = StoredClassifier(model.eval(), tokenizer, labels, problem, 1.0)
@@ -424,7 +455,43 @@ def _train_network(
         stored = replace(
             stored, temperature=fit_temperature(logits, targets_of(parts.validation, labels, problem).numpy())
         )
+    if adapter and recipe.task.start:
+        write_label_facts(run_dir / ADAPTER, LabelFacts(labels, problem), stored.temperature)
     return stored, result
+
+
+def _lora(model: nn.Module, rank: int) -> LoRASettings | None:
+    """The head is new, and so may be the pooler that it reads through: both are trained whole."""
+    if not rank:
+        return None
+    modules = dict(model.named_modules())
+    new = [
+        name for name in ("encoder.pooler", "pre_classifier", "classifier", "score") if modules.get(name) is not None
+    ]
+    return LoRASettings(rank=rank, alpha=2.0 * rank, trained=tuple(new))
+
+
+def depths_of(model: nn.Module) -> dict[str, int]:
+    """How deep each parameter of a bert or gpt classifier stands: embeddings 0, blocks from 1, heads the most."""
+    if isinstance(model, BertClassifier):
+        return {name: bert_layer_of(name, model.settings) for name, _ in model.named_parameters()}
+    if isinstance(model, GPTClassifier):
+        return {name: gpt_layer_of(name, model.settings.gpt) for name, _ in model.named_parameters()}
+    raise InputError("this family has no layers by depth", mend='set model.family = "bert" or "gpt"')
+
+
+def freeze_below(model: nn.Module, depths: dict[str, int], count: int) -> None:
+    """Leave the `count` lowest layers as they are, the embeddings being the first; no gradient is computed for them."""
+    top = max(depths.values())
+    if count > top:
+        raise InputError(
+            f"model.freeze_layers is {count}, and nothing but a head has layers above",
+            why=f"the model has its embeddings and {top - 1} blocks",
+            mend=f"set it to {top} or less",
+        )
+    for name, parameter in model.named_parameters():
+        if depths[name] < count:
+            parameter.requires_grad_(False)
 
 
 def _tokenizer(recipe: Recipe, parts: Parts, run_dir: Path) -> Tokenizer:

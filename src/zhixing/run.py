@@ -762,7 +762,7 @@ def load(path: str | Path) -> Run:
 def export_run(run: Run, out: str, to: str = "transformers", max_shard_size: str | None = None) -> None:
     """Write the model for another tool and check that it says the same there, before the folder appears."""
     if to != "transformers":
-        raise InputError(f"there is no export to {to!r}", mend="the one known is transformers")
+        raise InputError(f"there is no export to {to!r}", mend="those known are transformers and peft")
     export_model(run.path, Path(out), max_shard_size=_bytes(max_shard_size) if max_shard_size else None)
 
 
