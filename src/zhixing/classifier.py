@@ -4,7 +4,7 @@ A classifier's run directory holds, beside what every run has (recipe.toml, metr
 report.html, README.md, MANIFEST.json):
 
     config.json model.safetensors tokenizer.json | vocabulary.json calibration.json     the model
-    members/1-bag/ members/2-textcnn/ ...                   of an average: each member, a classifier's folder of its own
+    members/1-bag/ members/2-textcnn/ ...           of an average: each member, a run's folder without its texts
     data/train.jsonl data/train.minhash                                                 what it learnt from
 
 All families but the bag go through the one loop; the bag has compiled loops of its own (models/bag.py), which touch
@@ -15,6 +15,7 @@ of the probabilities; the test texts are looked at once, at the end.
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import time
@@ -105,6 +106,7 @@ from zhixing.training.parallel import Parallel
 from zhixing.training.plan import d_ff, n_kv_heads, native_bf16, usable_cores
 
 MOST_STEPS = 100_000
+HELD = "validation.npy"  # of a member of an average: its probabilities of the validation texts, before it learnt them
 SIGNATURES = "train.minhash"  # beside the training texts and in their order: numbers that a near repeat shares
 NOT_LEARNT = ("report", "personal_data")
 
@@ -219,6 +221,7 @@ def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
         same = "to the same bytes" if recipe.bag.threads == 1 else "with other bits, as bag.threads is above 1"
         say(f"a bag trains in seconds and keeps no checkpoints: it is trained again from its start, {same}")
     (run_dir / MANIFEST).unlink(missing_ok=True)
+    members = member_recipes(recipe)  # what is wrong with one is said before anything is read
     parts = prepare(recipe)
     problem = parts.train.problem_type
     if (recipe.task.kind == "regression") != (problem == "regression"):
@@ -230,62 +233,23 @@ def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
     labels = ("value",) if problem == "regression" else tuple(_all_labels(parts))
     atomic_write(run_dir / "recipe.toml", recipe.to_toml())
     train_began = time.perf_counter()
-    if recipe.model.family == "average":
-        stored, result = _train_average(recipe, parts, labels, problem, run_dir, resume, parallel), None
+    if members:
+        trained = _train_average(recipe, members, parts, labels, problem, run_dir, resume, parallel)
     else:
-        stored, result = _train_one(recipe, parts, labels, problem, run_dir, resume, parallel)
+        trained = _train_one(recipe, parts, labels, problem, run_dir, resume, parallel)
     training_seconds = time.perf_counter() - train_began
-    classifier = Classifier(run_dir, stored, recipe.task.on_too_long)
-    _finish(classifier, recipe, parts, result, training_seconds, time.perf_counter() - began)
+    classifier = Classifier(run_dir, trained.stored, recipe.task.on_too_long)
+    _finish(classifier, recipe, parts, trained.result, training_seconds, time.perf_counter() - began)
     return classifier
 
 
-def _train_one(
-    recipe: Recipe,
-    parts: Parts,
-    labels: tuple[str, ...],
-    problem: ProblemType,
-    run_dir: Path,
-    resume: bool,
-    parallel: Parallel,
-) -> tuple[StoredClassifier, FitResult | None]:
-    if recipe.model.family == "bag":
-        return _train_bag(recipe, parts, problem, run_dir), None
-    return _train_network(recipe, parts, labels, problem, run_dir, resume, parallel)
+@dataclass(frozen=True)
+class Trained:
+    """held: what a model that has not learnt from the validation texts makes of them, calibrated (N, C); if known."""
 
-
-def _train_average(
-    recipe: Recipe,
-    parts: Parts,
-    labels: tuple[str, ...],
-    problem: ProblemType,
-    run_dir: Path,
-    resume: bool,
-    parallel: Parallel,
-) -> StoredClassifier:
-    """Each member in turn, in a folder of its own; those that an earlier start has finished are taken as they are."""
-    recipes, members = member_recipes(recipe), []
-    weights = recipe.average.weights or [1.0] * len(recipes)
-    for number, (own, weight) in enumerate(zip(recipes, weights, strict=True), 1):
-        name = f"{number}-{own.model.family}"
-        folder = run_dir / MEMBERS / name
-        say(f"member {number} of {len(recipes)}: {recipe.average.members[number - 1]}")
-        if resume and (folder / MANIFEST).exists():
-            stored = read_classifier(folder)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / "recipe.toml", own.to_toml())
-            try:
-                stored, result = _train_one(own, parts, labels, problem, folder, resume, parallel)
-            except SystemExit:
-                say(f"that was member {number}; go on with the whole:  zhixing train ... --out {run_dir} --resume")
-                raise
-            write_classifier(folder, stored)
-            write_manifest(folder, {"kind": "classifier", "step": result.best_step if result else 0})
-        members.append(Member(name, weight, stored))
-    atomic_write(run_dir / "metrics.jsonl", "")
-    models = nn.ModuleList([member.stored.model for member in members]).eval()
-    return StoredClassifier(models, None, labels, problem, 1.0, tuple(members))
+    stored: StoredClassifier
+    result: FitResult | None
+    held: NDArray[np.float64] | None
 
 
 def finished(run_dir: Path) -> bool:
@@ -300,6 +264,78 @@ def finished(run_dir: Path) -> bool:
     return True
 
 
+def _train_one(
+    recipe: Recipe,
+    parts: Parts,
+    labels: tuple[str, ...],
+    problem: ProblemType,
+    run_dir: Path,
+    resume: bool,
+    parallel: Parallel,
+) -> Trained:
+    if recipe.model.family == "bag":
+        return _train_bag(recipe, parts, problem, run_dir)
+    return _train_network(recipe, parts, labels, problem, run_dir, resume, parallel)
+
+
+def _train_average(
+    recipe: Recipe,
+    recipes: Sequence[Recipe],
+    parts: Parts,
+    labels: tuple[str, ...],
+    problem: ProblemType,
+    run_dir: Path,
+    resume: bool,
+    parallel: Parallel,
+) -> Trained:
+    """Each member in turn, in a folder of its own; one that an earlier start has finished is taken as it is.
+
+    The mean of calibrated probabilities is less sure than it could be (Rahaman & Thiery 2021), so it gets a temperature
+    of its own, from what the members made of texts that none of them had learnt from.
+    """
+    members, held = [], []
+    weights = recipe.average.weights or [1.0] * len(recipes)
+    for number, (own, weight) in enumerate(zip(recipes, weights, strict=True), 1):
+        name = f"{number}-{own.model.family}"
+        folder = run_dir / MEMBERS / name
+        say(f"member {number} of {len(recipes)}: {recipe.average.members[number - 1]}")
+        own = as_begun(own, own, folder) if resume else own
+        if resume and finished(folder):
+            say("it is finished already")
+            stored = read_classifier(folder)
+            found = np.load(folder / HELD) if (folder / HELD).exists() else None
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MANIFEST).unlink(missing_ok=True)
+            (folder / HELD).unlink(missing_ok=True)
+            atomic_write(folder / "recipe.toml", own.to_toml())
+            began = time.perf_counter()
+            try:
+                trained = _train_one(own, parts, labels, problem, folder, resume, parallel)
+            except SystemExit:
+                say(f"that was member {number}; go on with the whole:  zhixing train ... --out {run_dir} --resume")
+                raise
+            stored, found = trained.stored, trained.held
+            write_classifier(folder, stored)
+            if found is not None:
+                written = io.BytesIO()
+                np.save(written, found)
+                atomic_write(folder / HELD, written.getvalue())
+            write_manifest(folder, {"kind": "classifier", "step": trained.result.best_step if trained.result else 0})
+            say(f"member {number} took {duration(time.perf_counter() - began)}")
+        members.append(Member(name, weight, stored))
+        held.append(found)
+    atomic_write(run_dir / "metrics.jsonl", "")
+    known = [probabilities for probabilities in held if probabilities is not None]
+    mean = sum(w / sum(weights) * p for w, p in zip(weights, known, strict=True)) if len(known) == len(held) else None
+    models = nn.ModuleList([member.stored.model for member in members]).eval()
+    whole = StoredClassifier(models, None, labels, problem, 1.0, tuple(members))
+    if isinstance(mean, np.ndarray):
+        targets = targets_of(parts.validation, labels, problem).numpy()
+        whole = replace(whole, temperature=fit_temperature(_as_logits(mean, problem), targets))
+    return Trained(whole, None, None)
+
+
 def _all_labels(parts: Parts) -> list[str]:
     return sorted({*parts.train.labels, *parts.validation.labels})
 
@@ -310,7 +346,7 @@ def _pairs(texts: LabelledTexts) -> list[tuple[str, tuple[str, ...]]]:
     return [(item.text, item.labels) for item in texts]
 
 
-def _train_bag(recipe: Recipe, parts: Parts, problem: ProblemType, run_dir: Path) -> StoredClassifier:
+def _train_bag(recipe: Recipe, parts: Parts, problem: ProblemType, run_dir: Path) -> Trained:
     """One bag without the validation texts finds the temperature, then one learns from all of them."""
     b = recipe.bag
     ngrams = NgramSettings(b.words, b.ngrams, b.buckets, b.min_count, b.lowercase, b.once, b.min_chars, b.max_chars)
@@ -335,15 +371,17 @@ def _train_bag(recipe: Recipe, parts: Parts, problem: ProblemType, run_dir: Path
             class_weights=weights,
         )  # fmt: skip
 
-    temperature = 1.0
+    temperature, held = 1.0, None
     same_labels = set(parts.train.labels) == set(whole.labels)
     if parts.validation is not parts.train and problem != "regression" and same_labels:
         first = fitted(parts.train)
         found = _as_logits(first.predict([item.text for item in parts.validation]), learnt)
         temperature = fit_temperature(found, targets_of(parts.validation, first.labels, problem).numpy())
+        held = probabilities_of(found, problem, temperature)
     bag = fitted(whole)
     atomic_write(run_dir / "metrics.jsonl", "")
-    return StoredClassifier(bag.classifier().eval(), bag.vocabulary, bag.labels, problem, temperature)
+    stored = StoredClassifier(bag.classifier().eval(), bag.vocabulary, bag.labels, problem, temperature)
+    return Trained(stored, None, held)
 
 
 def _as_logits(probabilities: NDArray[Any], problem: ProblemType) -> NDArray[np.float64]:
@@ -364,7 +402,7 @@ def _train_network(
     run_dir: Path,
     resume: bool,
     parallel: Parallel,
-) -> tuple[StoredClassifier, FitResult]:
+) -> Trained:
     seed = recipe.train.seed
     torch.manual_seed(seed + 1)  # dropout's noise; initialisation has a generator of its own
     generator = torch.Generator().manual_seed(seed)
@@ -449,15 +487,16 @@ def _train_network(
             write_adapter(run_dir / ADAPTER, model, adapter, recipe.task.start)
         merge(model)
         remove_lora(model)
-    stored = StoredClassifier(model.eval(), tokenizer, labels, problem, 1.0)
+    stored, held = StoredClassifier(model.eval(), tokenizer, labels, problem, 1.0), None
     if problem != "regression" and parts.validation is not parts.train:
         logits = Classifier(run_dir, stored, recipe.task.on_too_long).logits([item.text for item in parts.validation])
         stored = replace(
             stored, temperature=fit_temperature(logits, targets_of(parts.validation, labels, problem).numpy())
         )
+        held = probabilities_of(logits, problem, stored.temperature)
     if adapter and recipe.task.start:
         write_label_facts(run_dir / ADAPTER, LabelFacts(labels, problem), stored.temperature)
-    return stored, result
+    return Trained(stored, result, held)
 
 
 def _lora(model: nn.Module, rank: int) -> LoRASettings | None:
@@ -638,7 +677,12 @@ def _finish(
             },
             "counts": dataclasses.asdict(parts.train.counts),
         },
-        "model": {"family": recipe.model.family, "parameters": parameters, "labels": list(stored.labels)},
+        "model": {
+            "family": recipe.model.family,
+            "parameters": parameters,
+            "labels": list(stored.labels),
+            **({"members": _members_told(recipe, stored)} if stored.members else {}),
+        },
         "run": {
             "training_seconds": round(training_seconds, 1),
             "total_seconds": round(seconds, 1),
@@ -679,6 +723,14 @@ def _finish(
     say(f"next:  zhixing classify {run_dir} {example} --explain")
 
 
+def _members_told(recipe: Recipe, stored: StoredClassifier) -> list[dict[str, Any]]:
+    """What an average is of: each member's folder, recipe, weight and own temperature."""
+    return [
+        {"folder": m.name, "recipe": text, "weight": m.weight, "temperature": m.stored.temperature}
+        for text, m in zip(recipe.average.members, stored.members, strict=True)
+    ]
+
+
 def _card(
     run_dir: Path,
     recipe: Recipe,
@@ -690,6 +742,10 @@ def _card(
     """The model card: what it is, what it learnt from, how well it does, and what it is not for."""
     rows = [f"| {name} | {s.value:.4f} | {s.low:.4f} to {s.high:.4f} |" for name, s in scores.scores.items()]
     labels = ", ".join(facts["model"]["labels"][:60])
+    told = facts["model"].get("members", [])
+    members = [
+        f"| `members/{m['folder']}` | `{m['recipe']}` | {m['weight']:g} | {m['temperature']:.3f} |" for m in told
+    ]
     return "\n".join(
         [
             "---",
@@ -701,6 +757,18 @@ def _card(
             f"A text classifier of the family {recipe.model.family}, trained with zhixing (知行) on"
             f" {facts['data']['train']['documents']:,} texts of {recipe.data.source!r}. Labels: {labels}.",
             "",
+            *(
+                [
+                    "It answers with the mean of its members' calibrated probabilities. Each is a run of its own:",
+                    "",
+                    "| member | recipe | weight | temperature |",
+                    "|---|---|---|---|",
+                    *members,
+                    "",
+                ]
+                if members
+                else []
+            ),
             f"Measured on {len(parts.test):,} test texts ({parts.split}); {parts.leaked.summary()}.",
             "",
             "| score | value | 95 % |",

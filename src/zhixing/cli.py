@@ -334,7 +334,7 @@ def _texts_of(arguments: list[str]) -> list[str]:
     texts: list[str] = []
     for number, argument in enumerate(arguments, 1):
         path = Path(argument)
-        if argument != "-" and os.path.isfile(argument):  # Path.is_file() raises where a name is too long for a file
+        if argument != "-" and os.path.isfile(argument):  # noqa: PTH113  Path.is_file() raises where a name is too long for a file
             from zhixing.text.readers import read_texts
 
             found = read_texts(path)

@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import json
 import re
+import shlex
 import tomllib
 import types
 import typing
@@ -59,9 +60,7 @@ class TaskSettings:
 class AverageRecipe:
     """Several classifiers that answer as one (model.family = "average"): the mean of their probabilities."""
 
-    members: list[str] = field(
-        default_factory=list
-    )  # each a recipe's name or file, perhaps with table.key=value behind
+    members: list[str] = field(default_factory=list)  # each a recipe's name or file, table.key=value behind it
     weights: list[float] = field(default_factory=list)  # empty: all the same
 
 
@@ -260,26 +259,47 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
     return recipe
 
 
+SHARED = ("kind", "test", "validation_fraction", "class_weights", "on_too_long")  # of [task]: one for all members
+GIVEN_ON = ("seed", "threads", "bf16")  # of [train]: an average may set them; all else is the members' own
+MOST_MEMBERS, HEAVIEST = 64, 1e9  # of an average; the weight of one
+
+
 def member_recipes(recipe: Recipe) -> list[Recipe]:
-    """The recipe of each member of an average: its own, with the data, the task's texts and the seed of the average."""
+    """The recipe of each member of an average: its own, with the data, the question and the machine of the average.
+
+    Looked at where a training begins, not where a run is read: the file of a member's recipe may be gone by then.
+    """
     own = []
     for member in recipe.average.members:
-        name, *overrides = member.split()
-        found = load_recipe(name, overrides)
-        if found.model.family == "average" or found.task.kind != recipe.task.kind:
+        where = f"average.members: {member!r}"
+        try:
+            name, *overrides = shlex.split(member)
+        except ValueError as error:
+            mend = 'write "NAME" or "NAME table.key=value ..."'
+            raise InputError("this is no member", where=where, why=str(error), mend=mend) from None
+        for table, key, _ in map(_parse_override, overrides):
+            if table in ("data", "average") or (table == "task" and key in SHARED):
+                why = "all members learn from the same texts and answer the same question"
+                raise InputError(f"{table}.{key} cannot be set for one member", where=where, why=why,
+                                 mend=f"set {table}.{key} for the average, or leave it out")  # fmt: skip
+        plain = load_recipe(name)
+        if plain.model.family == "average" or plain.task.kind == "language":
             raise InputError(
                 f"{name} cannot be a member of this average",
-                where=f"average.members: {member!r}",
-                why="it is an average itself" if found.model.family == "average" else f"it is for {found.task.kind}",
-                mend="name a recipe of one model that answers the same question",
+                where=where,
+                why="it is an average itself" if plain.model.family == "average" else "it writes text",
+                mend="name a recipe of one classifier",
             )
-        task = dataclasses.replace(
-            found.task,
-            test=recipe.task.test,
-            validation_fraction=recipe.task.validation_fraction,
-            class_weights=recipe.task.class_weights,
+        question = [f"data.score_column={toml_value(recipe.data.score_column)}", f'task.kind="{recipe.task.kind}"']
+        found = load_recipe(name, [*overrides, *question])
+        task = dataclasses.replace(found.task, **{key: getattr(recipe.task, key) for key in SHARED})
+        t = recipe.train
+        train = dataclasses.replace(
+            found.train,
+            seed=(found.train.seed + t.seed) % (1 << 63),  # so that members may differ by their seed alone
+            threads=t.threads,
+            bf16=found.train.bf16 if t.bf16 == "auto" else t.bf16,
         )
-        train = dataclasses.replace(found.train, seed=recipe.train.seed, threads=recipe.train.threads)
         own.append(dataclasses.replace(found, data=recipe.data, task=task, train=train))
     return own
 
@@ -404,10 +424,16 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     if m.family == "average":
         if len(a.members) < 2:
             refuse("average.members", f"it names {len(a.members)}", "name two recipes or more")
-        if a.weights and (len(a.weights) != len(a.members) or not all(0 < w < float("inf") for w in a.weights)):
+        if len(a.members) > MOST_MEMBERS:
+            refuse("average.members", f"it names {len(a.members)}", f"name {MOST_MEMBERS} at most")
+        if not all(member.strip() for member in a.members):
+            refuse("average.members", "one of them is empty", "name a recipe")
+        if a.weights and (len(a.weights) != len(a.members) or not all(0 < w <= HEAVIEST for w in a.weights)):
             why = f"{a.weights} for {len(a.members)} members"
             refuse("average.weights", why, "give a number above 0 for each, or leave it out")
-        member_recipes(recipe)
+        for key in _not_its_own(recipe):
+            mend = f'write it behind a member, as in "{a.members[0].split()[0]} {key}=...", or leave it out'
+            refuse(key, "an average learns nothing itself, its members do", mend)
     elif a.members or a.weights:
         refuse("average.members", f"a {m.family} has none", 'set model.family = "average", or leave it out')
     if m.embeddings and m.family not in ("lstm", "textcnn"):
@@ -450,6 +476,18 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
             f"a byte-level vocabulary has 256 bytes and 2 special tokens, {recipe.tokenizer.vocab_size} is below 258",
             "set it to 258 or more, or leave it out",
         )
+
+
+def _not_its_own(recipe: Recipe) -> list[str]:
+    """What is set for an average and would count for nothing."""
+    found = []
+    for table, settings in (("bag", recipe.bag), ("tokenizer", recipe.tokenizer), ("model", recipe.model),
+                            ("train", recipe.train)):  # fmt: skip
+        for f in dataclasses.fields(settings):
+            own = f.name == "family" if table == "model" else table == "train" and f.name in GIVEN_ON
+            if not own and getattr(settings, f.name) != f.default:
+                found.append(f"{table}.{f.name}")
+    return found
 
 
 def _parse_override(override: str) -> tuple[str, str, Any]:

@@ -32,6 +32,7 @@ def averaged(
     score = sum(share * part.score for share, part in parts)
     baseline = sum(share * (part.baseline_score or 0.0) for share, part in parts)
     rest = sum(share * part.rest for share, part in parts)
+    leans = [(share, part.lean) for share, part in parts if part.lean is not None]
     return replace(
         parts[0][1],
         probability=probability,
@@ -44,4 +45,6 @@ def averaged(
         nodes=max(part.nodes for _, part in parts),
         left_out=max(part.left_out for _, part in parts),
         nearest=nearest,
+        lean=sum(share * lean for share, lean in leans) if leans else None,
+        members=len(parts),
     )

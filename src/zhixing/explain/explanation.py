@@ -45,6 +45,7 @@ class Explanation:
     lean                    how far baseline_score is from that of an undecided model, which gives all labels the same
                             (or each of several labels one half); None where no number is neutral: rollout, regression
     nearest                 training texts like this one
+    members                 of an average: how many models there are; scores and weights are the means of theirs
     """
 
     text: str
@@ -61,6 +62,7 @@ class Explanation:
     left_out: int = 0
     nearest: tuple[Neighbour, ...] = ()
     lean: float | None = None
+    members: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """What json.dumps can write; each word with its characters too."""

@@ -160,7 +160,12 @@ def _notes(explanation: Explanation) -> list[Words]:
         ]
     start, rest = explanation.baseline_score, explanation.rest
     end = explanation.score
-    return [
+    averaged = (
+        f"An average of {explanation.members} models: what is shown is the weighted mean of their scores and of each "
+        "word's part in them; the answer's probability is that of their mean probabilities.",
+        f"{explanation.members} 个模型的平均：所示为各模型得分及每个词份额的加权平均；答案的概率来自各模型概率的平均。",
+    )
+    return [averaged] * (explanation.members > 1) + [
         (
             f"The score of the label goes from {start:+.2f} with nothing read to {end:+.2f}; a weight is a word's part "
             f"of the way. {rest:+.2f} belong to no word.",

@@ -103,6 +103,11 @@ def _notes(explanation: Explanation) -> list[str]:
             f"{name}: + speaks for {visible(explanation.label) or 'a higher value'}, - against it; the score goes from "
             f"{start:+.2f} (nothing read) to {explanation.score:+.2f}, {explanation.rest:+.2f} of it by no word"
         )
+        if explanation.members > 1:
+            lines.append(
+                f"an average of {explanation.members} models: what is shown is the weighted mean of their scores and of"
+                " each word's part in them; the answer's probability is that of their mean probabilities"
+            )
         if not explanation.complete:
             lines.append(
                 f"careful: the weights miss the score by {explanation.gap:.3g}, after {explanation.nodes} nodes"

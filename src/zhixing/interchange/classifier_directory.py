@@ -45,6 +45,7 @@ from zhixing.models.bert import BertClassifier
 from zhixing.models.gpt import GPTClassifier, GPTClassifierSettings, GPTSettings
 from zhixing.models.lstm import LSTMClassifier, LSTMClassifierSettings
 from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
+from zhixing.recipe import HEAVIEST, MOST_MEMBERS
 from zhixing.tasks.classification import ProblemType
 from zhixing.tokens.ngrams import NgramSettings, NgramVocabulary
 from zhixing.tokens.tokenizer import Tokenizer
@@ -52,7 +53,6 @@ from zhixing.training.checkpoint import read_safetensors
 
 CALIBRATION, VOCABULARY, MEMBERS = "calibration.json", "vocabulary.json", "members"
 AVERAGE = "zhixing_average"
-MOST_MEMBERS = 64
 LONGEST = 1 << 20  # tokens that a GPT may look back over
 FAMILIES: dict[str, tuple[type[nn.Module], type]] = {
     "zhixing_bag": (BagClassifier, BagSettings),
@@ -147,7 +147,7 @@ def _read_average(folder: Path, config: dict[str, Any], temperature: float) -> S
         weight: Any = entry.get("weight") if isinstance(entry, dict) else None
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name):
             raise InputError(f"no member's folder is called {name!r:.80}", where=place)
-        if type(weight) not in (int, float) or not 0 < weight < math.inf:
+        if type(weight) not in (int, float) or not 0 < weight <= HEAVIEST:
             raise InputError(f"a member's weight of {weight!r:.80} cannot be", where=place)
         own = folder / MEMBERS / name
         if not is_classifier(own) or read_json(own / CONFIG).get("model_type") == AVERAGE:
@@ -202,16 +202,9 @@ def read_classifier(folder: Path) -> StoredClassifier:
     settings = _settings(settings_type, raw, place)
     if settings.n_labels != len(facts.names):
         raise InputError(f"{len(facts.names)} labels for {settings.n_labels} outputs", where=str(folder / CONFIG))
-    one_against_all = (
-        (settings.problem, facts.problem_type)
-        == (
-            "multi_label_classification",
-            "single_label_classification",
-        )
-        if family is BagClassifier
-        else False
-    )
-    if family is BagClassifier and settings.problem != facts.problem_type and not one_against_all:
+    single, several = "single_label_classification", "multi_label_classification"
+    learnt = {facts.problem_type} | ({several} if facts.problem_type == single else set())  # one label against all
+    if family is BagClassifier and settings.problem not in learnt:
         raise InputError(
             f"settings.problem is {settings.problem}", where=str(folder / CONFIG), why="problem_type is not"
         )
