@@ -7,6 +7,7 @@ CI=true a skipped test is a failed one: there everything a test needs must have 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from zhixing.run import Run
 
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
@@ -103,3 +105,17 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Run
     from zhixing.run import train
 
     return train(str(tiny_folder), *TINY, out=str(tmp_path_factory.mktemp("tiny") / "run"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Generator[Any, None, None]:
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
+        yield started
+        started.close()

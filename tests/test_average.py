@@ -423,6 +423,9 @@ def test_a_damaged_member_is_made_anew_and_another_recipe_refused(
     )
     own = recipe_of(tmp_path, data, BAG, str(mine), name="own-average")
     train(own, tmp_path / "own")
+    train(own, tmp_path / "own", resume=True)
+    assert "nothing is trained again" in capsys.readouterr().err
     mine.write_text(mine.read_text(encoding="utf-8") + "epochs = 3\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"bag\.epochs"):
         train(own, tmp_path / "own", resume=True)
+    verify_manifest(tmp_path / "own")  # it is as whole as it was

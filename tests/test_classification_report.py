@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -36,8 +33,6 @@ from zhixing.evaluation.classification_report import (
 from zhixing.evaluation.classification_result import ClassificationResult, result_scores
 from zhixing.evaluation.comparison import compare, comparison_text
 from zhixing.evaluation.terminal import columns, fits, pad
-
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
 HOSTILE = [
     "<script>pwned=1</script>",
@@ -305,20 +300,6 @@ def _hostile() -> ClassificationResult:
 
 
 # ---- a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
-        )
-        yield started
-        started.close()
 
 
 @pytest.mark.browser

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from zhixing.embeddings import embed_texts
 from zhixing.errors import InputError
 from zhixing.models.bert import Bert, BertClassifier, BertMaskedLM, BertSettings, pooled
 from zhixing.tasks.embedding import embed, padded
@@ -81,3 +85,12 @@ def test_padding_by_hand() -> None:
     ids, mask = padded([[5, 6, 7], [8]], 0)
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[True, True, True], [True, False, False]]
+
+
+@pytest.mark.parametrize("family", ["bag", "textcnn", "gpt2"])
+def test_a_model_without_embeddings_is_refused_for_that(tmp_path: Path, family: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}), encoding="utf-8")
+    with pytest.raises(InputError) as refused:
+        embed_texts(tmp_path, ["a"])
+    assert refused.value.what == f"a {family} gives no sentence embeddings"
+    assert "give a bert, or minilm" in refused.value.message()

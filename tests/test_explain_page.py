@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,8 +16,6 @@ from zhixing.explain.explanation import Explanation
 from zhixing.explain.nearest import Neighbour
 from zhixing.explain.page import page
 from zhixing.explain.spans import Word, cut_words
-
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
 HOSTILE = [
     "<script>pwned=1</script>",
@@ -189,20 +184,6 @@ def test_a_text_of_100_000_words_is_a_page() -> None:
     html = page([explanation(text)])
     assert texts_of(html) == [text] and len(html) < 5_000_000
     assert "25000" in html
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
-        )
-        yield started
-        started.close()
 
 
 @pytest.mark.browser

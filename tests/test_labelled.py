@@ -82,6 +82,7 @@ def sentences(number: int, seed: int = 0, words: int = 12) -> list[str]:
         ("a.csv", "label,text\n" + "".join(f"{label},{text}\n" for text, label in ROWS)),
         ("a.tsv", "text\tmore\tlabel\n" + "".join(f"{text}\t0\t{label}\n" for text, label in ROWS)),
         ("a.txt", "".join(f"__label__{label} {text}\n" for text, label in ROWS)),
+        ("tabs.txt", "".join(f"__label__{label}\t{text}\n" for text, label in ROWS)),
         ("a.txt.gz", gzip.compress("".join(f"__label__{label}  {text}\r\n" for text, label in ROWS).encode())),
     ],
 )

@@ -5,10 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -35,8 +32,6 @@ from zhixing.evaluation.language import language_scores
 from zhixing.evaluation.records import FILES, read_records, visible
 from zhixing.evaluation.report import loss_words, summary, write_report
 from zhixing.recipe import Recipe
-
-CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
 
 HOSTILE = [
     "<script>pwned=1</script>",
@@ -401,20 +396,6 @@ def _hostile_run(folder: Path) -> Path:
             "recipe.toml": "\n".join(HOSTILE[:-1]),
         },
     )
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
-        )
-        yield started
-        started.close()
 
 
 @pytest.mark.browser

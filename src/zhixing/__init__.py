@@ -14,12 +14,13 @@ from zhixing.errors import InputError
 
 if TYPE_CHECKING:
     from zhixing.classifier import Classifier, Sentiment
+    from zhixing.context_classifier import in_context
     from zhixing.entry import load_any as load
     from zhixing.entry import train_any as train
     from zhixing.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "InputError", "Run", "Sentiment", "__version__", "load", "train"]
+__all__ = ["Classifier", "InputError", "Run", "Sentiment", "__version__", "in_context", "load", "train"]
 
 PLACES = {
     "train": ("zhixing.entry", "train_any"),
@@ -27,6 +28,7 @@ PLACES = {
     "Run": ("zhixing.run", "Run"),
     "Classifier": ("zhixing.classifier", "Classifier"),
     "Sentiment": ("zhixing.classifier", "Sentiment"),
+    "in_context": ("zhixing.context_classifier", "in_context"),
 }
 
 

@@ -42,6 +42,8 @@ from zhixing.explain.explanation import Explanation, Method
 from zhixing.explain.nearest import WordIndex
 from zhixing.explain.ngram_spans import NgramSpans
 from zhixing.files import MANIFEST, atomic_write, clear_leftovers, verify_manifest, write_manifest
+from zhixing.interchange.adapter_directory import FOLDER as ADAPTER
+from zhixing.interchange.adapter_directory import write_label_facts
 from zhixing.interchange.classifier_directory import (
     MEMBERS,
     Member,
@@ -51,10 +53,14 @@ from zhixing.interchange.classifier_directory import (
     write_classifier,
 )
 from zhixing.interchange.model_directory import read_any_model
+from zhixing.interchange.peft_adapter import write_adapter
+from zhixing.interchange.transformers_layout import LabelFacts
 from zhixing.interchange.word_vector_files import read_word_vectors
 from zhixing.models.bag import BagClassifier, BagTraining, predict_bag
 from zhixing.models.bert import Bert, BertClassifier, BertMaskedLM, BertSettings
+from zhixing.models.bert import layer_of as bert_layer_of
 from zhixing.models.gpt import GPT, GPTClassifier, GPTClassifierSettings, GPTSettings
+from zhixing.models.gpt import layer_of as gpt_layer_of
 from zhixing.models.lora import LoRASettings, add_lora, merge, remove_lora
 from zhixing.models.lstm import LSTMClassifier, LSTMClassifierSettings
 from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
@@ -71,7 +77,7 @@ from zhixing.tasks.classification import (
     probabilities_of,
     text_logits,
 )
-from zhixing.text.catalogue import dataset_files
+from zhixing.text.catalogue import dataset_files, fetch_dataset, list_datasets
 from zhixing.text.catalogue import names as dataset_names
 from zhixing.text.cleaning import BANDS
 from zhixing.text.labelled import (
@@ -93,8 +99,9 @@ from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
 from zhixing.training.checkpoint import list_steps, load_step, restore_model
 from zhixing.training.loop import FitResult, fit
 from zhixing.training.masking import MaskedSequences, masked_tokens
+from zhixing.training.memory import return_memory
 from zhixing.training.objectives import IGNORED, label_texts
-from zhixing.training.optimizers import make_optimizers
+from zhixing.training.optimizers import layer_rates, make_optimizers
 from zhixing.training.parallel import Parallel
 from zhixing.training.plan import d_ff, n_kv_heads, native_bf16, usable_cores
 
@@ -200,14 +207,23 @@ def class_weights(texts: LabelledTexts, labels: Sequence[str]) -> dict[str, floa
 def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Classifier:
     """Train what the recipe says into run_dir; called by `zhixing.train`, under the run's lock."""
     torch.set_num_threads(threads_of(asked, parallel))
+    return_memory()
     began = time.perf_counter()
     if parallel.world > 1:
         raise InputError(
             "a classifier is trained by one process", mend="start it without torchrun; it uses every core by itself"
         )
-    (run_dir / MANIFEST).unlink(missing_ok=True)
     recipe = as_begun(asked, asked, run_dir) if resume else asked
-    members = member_recipes(recipe)  # what is wrong with one is said before anything is read
+    members = member_recipes(recipe)  # what is wrong with one is said before anything is read or changed
+    if resume:
+        members = [as_begun(own, own, run_dir / MEMBERS / _member_name(n, own)) for n, own in enumerate(members, 1)]
+    if resume and recipe.model.family in ("bag", "average") and finished(run_dir):
+        say("this run is finished; nothing is trained again")
+        return load_classifier(run_dir)
+    if resume and recipe.model.family == "bag":
+        same = "to the same bytes" if recipe.bag.threads == 1 else "with other bits, as bag.threads is above 1"
+        say(f"a bag trains in seconds and keeps no checkpoints: it is trained again from its start, {same}")
+    (run_dir / MANIFEST).unlink(missing_ok=True)
     parts = prepare(recipe)
     problem = parts.train.problem_type
     if (recipe.task.kind == "regression") != (problem == "regression"):
@@ -264,6 +280,10 @@ def _train_one(
     return _train_network(recipe, parts, labels, problem, run_dir, resume, parallel)
 
 
+def _member_name(number: int, own: Recipe) -> str:
+    return f"{number}-{own.model.family}"
+
+
 def _train_average(
     recipe: Recipe,
     recipes: Sequence[Recipe],
@@ -282,12 +302,11 @@ def _train_average(
     members, held = [], []
     weights = recipe.average.weights or [1.0] * len(recipes)
     for number, (own, weight) in enumerate(zip(recipes, weights, strict=True), 1):
-        name = f"{number}-{own.model.family}"
+        name = _member_name(number, own)
         folder = run_dir / MEMBERS / name
         say(f"member {number} of {len(recipes)}: {recipe.average.members[number - 1]}")
-        own = as_begun(own, own, folder) if resume else own
-        if folder.exists():
-            clear_leftovers(folder, alone=True)  # the lock that is held swept the whole run's folder only
+        for swept in (folder, folder / "checkpoints"):  # the lock, which is held, swept those of the whole run only
+            clear_leftovers(swept, alone=True)
         if resume and finished(folder):
             say("it is finished already")
             stored = read_classifier(folder)
@@ -417,9 +436,14 @@ def _train_network(
     if recipe.task.pretrain_steps and not list_steps(run_dir):  # else the checkpoint has what came of it
         assert isinstance(model, BertClassifier)
         _pretrain(model, tokenizer, recipe, parts, run_dir, bf16)
-    if recipe.model.lora_rank:
-        rank, head = recipe.model.lora_rank, "classifier" if recipe.model.family == "bert" else "score"
-        add_lora(model, LoRASettings(rank=rank, alpha=2.0 * rank, trained=(head,)), generator)
+    adapter = _lora(model, recipe.model.lora_rank)
+    if adapter:
+        add_lora(model, adapter, generator)
+    rates = None
+    if recipe.model.freeze_layers or recipe.train.layer_decay != 1:
+        depths = depths_of(model)
+        freeze_below(model, depths, recipe.model.freeze_layers)
+        rates = layer_rates(depths, recipe.train.layer_decay)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(
         f"{recipe.model.family}: {quantity(sum(p.numel() for p in model.parameters()))} parameters"
@@ -442,7 +466,7 @@ def _train_network(
     result = fit(
         model,
         label_texts(problem, weights, recipe.train.label_smoothing_factor),
-        make_optimizers(model, recipe.train, torch.bfloat16 if native_bf16() else torch.float32),
+        make_optimizers(model, recipe.train, torch.bfloat16 if native_bf16() else torch.float32, rates),
         sides[0],
         sides[1],
         recipe.train,
@@ -465,7 +489,9 @@ def _train_network(
             result = replace(result, best_step=result.step)
         else:
             restore_model(model, best.model)
-    if recipe.model.lora_rank:
+    if adapter:
+        if recipe.task.start:
+            write_adapter(run_dir / ADAPTER, model, adapter, recipe.task.start)
         merge(model)
         remove_lora(model)
     stored, held = StoredClassifier(model.eval(), tokenizer, labels, problem, 1.0), None
@@ -475,7 +501,43 @@ def _train_network(
             stored, temperature=fit_temperature(logits, targets_of(parts.validation, labels, problem).numpy())
         )
         held = probabilities_of(logits, problem, stored.temperature)
+    if adapter and recipe.task.start:
+        write_label_facts(run_dir / ADAPTER, LabelFacts(labels, problem), stored.temperature)
     return Trained(stored, result, held)
+
+
+def _lora(model: nn.Module, rank: int) -> LoRASettings | None:
+    """The head is new, and so may be the pooler that it reads through: both are trained whole."""
+    if not rank:
+        return None
+    modules = dict(model.named_modules())
+    new = [
+        name for name in ("encoder.pooler", "pre_classifier", "classifier", "score") if modules.get(name) is not None
+    ]
+    return LoRASettings(rank=rank, alpha=2.0 * rank, trained=tuple(new))
+
+
+def depths_of(model: nn.Module) -> dict[str, int]:
+    """How deep each parameter of a bert or gpt classifier stands: embeddings 0, blocks from 1, heads the most."""
+    if isinstance(model, BertClassifier):
+        return {name: bert_layer_of(name, model.settings) for name, _ in model.named_parameters()}
+    if isinstance(model, GPTClassifier):
+        return {name: gpt_layer_of(name, model.settings.gpt) for name, _ in model.named_parameters()}
+    raise InputError("this family has no layers by depth", mend='set model.family = "bert" or "gpt"')
+
+
+def freeze_below(model: nn.Module, depths: dict[str, int], count: int) -> None:
+    """Leave the `count` lowest layers as they are, the embeddings being the first; no gradient is computed for them."""
+    top = max(depths.values())
+    if count > top:
+        raise InputError(
+            f"model.freeze_layers is {count}, and nothing but a head has layers above",
+            why=f"the model has its embeddings and {top - 1} blocks",
+            mend=f"set it to {top} or less",
+        )
+    for name, parameter in model.named_parameters():
+        if depths[name] < count:
+            parameter.requires_grad_(False)
 
 
 def _tokenizer(recipe: Recipe, parts: Parts, run_dir: Path) -> Tokenizer:
@@ -483,7 +545,7 @@ def _tokenizer(recipe: Recipe, parts: Parts, run_dir: Path) -> Tokenizer:
     if (run_dir / "data" / "tokenizer" / "tokenizer_config.json").exists():  # the last file that is written
         return Tokenizer.load(run_dir / "data" / "tokenizer")
     if recipe.task.start or recipe.tokenizer.path:
-        tokenizer = Tokenizer.load(Path(recipe.task.start or recipe.tokenizer.path))
+        tokenizer = Tokenizer.load(_folder(recipe.task.start) if recipe.task.start else Path(recipe.tokenizer.path))
     else:
         texts = [item.text for item in parts.train]
         t = recipe.tokenizer
@@ -494,10 +556,16 @@ def _tokenizer(recipe: Recipe, parts: Parts, run_dir: Path) -> Tokenizer:
     return tokenizer
 
 
+def _folder(model: str) -> Path:
+    """A run or model folder by its path, or by the name it has in the catalogue (fetched if it is not here)."""
+    named = any(entry.name == model and entry.task == "model" for entry in list_datasets())
+    return fetch_dataset(model) if named else Path(model)
+
+
 def _network(recipe: Recipe, tokenizer: Tokenizer, n_labels: int, generator: torch.Generator) -> Any:
     """The recipe's model, fresh or with the weights of the model it starts from."""
     m, size = recipe.model, tokenizer.vocab_size
-    start = read_any_model(Path(recipe.task.start))[0] if recipe.task.start else None
+    start = read_any_model(_folder(recipe.task.start))[0] if recipe.task.start else None
     if m.family == "bert":
         settings = BertSettings(size, d_model=m.d_model, n_layers=m.n_layers, n_heads=m.n_heads,
                                 d_ff=4 * m.d_model if m.d_ff == "auto" else m.d_ff, max_len=m.max_len,

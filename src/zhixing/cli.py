@@ -179,6 +179,24 @@ def _top(
 
 
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Examples = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Labelled examples: a language model learns from them in context.")
+]
+Labels = Annotated[str, typer.Option(metavar="A,B", help="With --examples: only these labels.")]
+PerLabel = Annotated[int, typer.Option(min=0, help="With --examples: so many of each label; 0: as many as fit.")]
+PatternOption = Annotated[
+    str, typer.Option("--pattern", help="With --examples: how one is written, with {text} and {label}.")
+]
+ExampleSeed = Annotated[int, typer.Option(min=0, help="With --examples: another seed draws and orders others.")]
+
+
+def _only_with_examples(examples: str | None, *options: object) -> None:
+    if not examples and any(options):
+        raise typer.BadParameter("--labels, --per-label, --pattern and --seed go with --examples")
+
+
+def _listed(labels: str) -> list[str]:
+    return [label.strip() for label in labels.split(",") if label.strip()]
 
 
 @app.command()
@@ -258,13 +276,27 @@ def evaluate(
     run: RunFolder,
     data: Annotated[str | None, typer.Argument(metavar="DATA", help="Text; else the run's own held-out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    examples: Examples = None,
+    labels: Labels = "",
+    per_label: PerLabel = 0,
+    pattern: PatternOption = "",
+    seed: ExampleSeed = 0,
 ) -> None:
-    """Measure a model: a language model on text, a classifier on labelled texts."""
+    """Measure a model: a language model on text, a classifier (or one in context) on labelled texts."""
     from zhixing.classifier import Classifier
     from zhixing.entry import load_any
 
-    loaded = load_any(run)
-    if isinstance(loaded, Classifier):
+    _only_with_examples(examples, labels, per_label, pattern, seed)
+    loaded: Any
+    if examples:
+        from zhixing.context_classifier import in_context
+
+        if data is None:
+            raise InputError("there are no texts to measure on", mend="zhixing evaluate RUN DATA --examples FILE")
+        loaded = in_context(run, examples, labels=_listed(labels), per_label=per_label, pattern=pattern, seed=seed)
+    else:
+        loaded = load_any(run)
+    if examples or isinstance(loaded, Classifier):
         from zhixing.evaluation.classification_report import text_summary
 
         result, found = loaded.evaluate(data)
@@ -302,7 +334,7 @@ def _texts_of(arguments: list[str]) -> list[str]:
     texts: list[str] = []
     for number, argument in enumerate(arguments, 1):
         path = Path(argument)
-        if argument != "-" and len(argument) < 4096 and "\n" not in argument and path.is_file():
+        if argument != "-" and os.path.isfile(argument):  # noqa: PTH113  Path.is_file() raises where a name is too long for a file
             from zhixing.text.readers import read_texts
 
             found = read_texts(path)
@@ -323,11 +355,25 @@ def classify(
     run: RunFolder,
     texts: Texts,
     explain: Annotated[bool, typer.Option("--explain", help="Show the words that speak for and against.")] = False,
+    examples: Examples = None,
+    labels: Labels = "",
+    per_label: PerLabel = 0,
+    pattern: PatternOption = "",
+    seed: ExampleSeed = 0,
 ) -> None:
-    """Say what texts are. One JSON object a line."""
+    """Say what texts are: a classifier, or a language model by --examples. One JSON object a line."""
     from zhixing.classifier import load_classifier
 
-    classifier = load_classifier(run)
+    _only_with_examples(examples, labels, per_label, pattern, seed)
+    classifier: Any
+    if examples:
+        from zhixing.context_classifier import in_context
+
+        if explain:
+            raise typer.BadParameter("--explain is for classifiers, not for --examples")
+        classifier = in_context(run, examples, labels=_listed(labels), per_label=per_label, pattern=pattern, seed=seed)
+    else:
+        classifier = load_classifier(run)
     found = _texts_of(texts)
     for text, answer in zip(found, classifier(found), strict=True):
         _print_json({"text": text, **answer.to_dict()})
@@ -336,7 +382,8 @@ def classify(
 
             say(terminal(classifier.explain(text)))
     if classifier.too_long:
-        say(f"{classifier.too_long} texts were longer than the model reads ({classifier.on_too_long})")
+        how = "truncate" if examples else classifier.on_too_long
+        say(f"{classifier.too_long} texts were longer than the model reads ({how})")
 
 
 @app.command()
@@ -403,13 +450,14 @@ def compare(
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A transformers model folder.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A transformers model folder, or an adapter of PEFT.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to make.")],
+    base: Annotated[str, typer.Option(metavar="FOLDER", help="The adapter's base; else the one it names.")] = "",
 ) -> None:
-    """Read a gpt2, llama or qwen3 folder of transformers as a run."""
-    from zhixing.run import import_run
+    """Read a gpt2, llama or qwen3 folder of transformers as a run, or a LoRA adapter added to its base."""
+    from zhixing.entry import import_any
 
-    import_run(source, out)
+    import_any(source, out, base)
     typer.echo(out)
 
 
@@ -417,13 +465,13 @@ def import_(
 def export(
     run: RunFolder,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to make.")],
-    to: Annotated[str, typer.Option(help="The format.")] = "transformers",
+    to: Annotated[str, typer.Option(help="transformers, or peft: the LoRA adapter of a run.")] = "transformers",
     max_shard_size: Annotated[str | None, typer.Option(help="Split the weights, e.g. 100MB.")] = None,
 ) -> None:
     """Write a model for another tool, and check that it says the same there."""
-    from zhixing.run import export_run, load
+    from zhixing.entry import export_any
 
-    export_run(load(run), out, to=to, max_shard_size=max_shard_size)
+    export_any(run, out, to, max_shard_size)
     typer.echo(out)
 
 

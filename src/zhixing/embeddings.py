@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zhixing.errors import InputError
-from zhixing.interchange.model_directory import read_any_model
+from zhixing.interchange.model_directory import read_any_model, read_config
 from zhixing.models.bert import Bert, BertClassifier, BertMaskedLM
 from zhixing.recipe import DataSettings
 from zhixing.tasks.embedding import Embedded, TooLong, embed
@@ -26,13 +26,17 @@ def embed_texts(
     folder = fetch_dataset(str(run)) if str(run) in models else Path(run)
     if not folder.is_dir():
         raise InputError(f"there is no model {str(run)!r}", mend=f"give the folder of a bert, or {' or '.join(models)}")
-    model, tokenizer, config = read_any_model(folder)
+    config = read_config(folder)  # first: a bag is no model that read_any_model knows, and its advice would mislead
+    refused = InputError(
+        f"a {(config.get('architectures') or [config.get('model_type')])[0]} gives no sentence embeddings",
+        where=str(run),
+        mend=f"give a bert, or {' or '.join(models)}",
+    )
+    if config.get("model_type") not in ("bert", "distilbert"):
+        raise refused
+    model, tokenizer, _ = read_any_model(folder)
     if not isinstance(model, Bert | BertMaskedLM | BertClassifier):
-        raise InputError(
-            f"a {config['architectures'][0]} gives no sentence embeddings",
-            where=str(run),
-            mend=f"give a bert, or {' or '.join(models)}",
-        )
+        raise refused
     return embed(model, tokenizer, texts, normalize=normalize, too_long=too_long)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from zhixing.classifier import Classifier, load_classifier, train_classifier
+from zhixing.errors import InputError
+from zhixing.interchange.adapter_directory import export_adapter, import_adapter, is_adapter
 from zhixing.interchange.classifier_directory import is_classifier
-from zhixing.run import Run, asked_recipe, load, started, train
+from zhixing.run import Run, asked_recipe, export_run, import_run, load, started, train
 
 
 def train_any(source: str, *overrides: str, out: str | None = None, resume: bool = False) -> Run | Classifier:
@@ -20,6 +22,26 @@ def train_any(source: str, *overrides: str, out: str | None = None, resume: bool
         return train(source, *overrides, out=out, resume=resume)
     with started(source, out, resume) as (run_dir, parallel):
         return train_classifier(recipe, run_dir, resume, parallel)
+
+
+def import_any(source: str, out: str, base: str = "") -> None:
+    """Read a transformers folder, or an adapter of PEFT with its base (by default the one it names), into a run."""
+    if is_adapter(Path(source)):
+        import_adapter(Path(source), Path(out), Path(base) if base else None)
+        return
+    if base:
+        raise InputError("there is no adapter for the base", where=source, mend="leave out --base")
+    import_run(source, out)
+
+
+def export_any(run: str, out: str, to: str = "transformers", max_shard_size: str | None = None) -> None:
+    """Write a model for another tool: `transformers`, or `peft` for the adapter of a run that was trained with LoRA."""
+    if to == "peft":
+        if not Path(run).is_dir():
+            raise InputError(f"there is no run {run!r}", mend="give the folder that `zhixing train` printed")
+        export_adapter(Path(run), Path(out))
+        return
+    export_run(load(run), out, to=to, max_shard_size=max_shard_size)
 
 
 def load_any(path: str | Path) -> Run | Classifier:

@@ -53,7 +53,7 @@ class TaskSettings:
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count more, N / (C n_c)
     on_too_long: Literal["error", "split", "truncate"] = "truncate"  # texts longer than model.max_len
     pretrain_steps: int = 0  # bert: steps of masked language modelling on the training texts first
-    start: str = ""  # a run or model folder to start from (bert, gpt): its weights and its tokenizer
+    start: str = ""  # a run, a model folder or "minilm" to start from (bert, gpt): its weights and its tokenizer
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class ModelSettings:
     freeze_embeddings: bool = False  # lstm and textcnn classifiers: leave the embeddings as they start
     n_filters: int = 100  # textcnn: of each width
     lora_rank: int = 0  # bert and gpt classifiers: train low-rank changes of this rank only; 0: all weights
+    freeze_layers: int = 0  # bert and gpt classifiers: leave so many of the lowest as they start, embeddings the first
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ class TrainSettings:
     optim: Literal["muon", "adamw", "adam", "sgd"] = "muon"  # muon: matrices by Muon, the rest by AdamW
     learning_rate: float = 0.02  # of Muon for muon, of all parameters else
     adam_learning_rate: float = 0.003  # embeddings, head and norms beside Muon
+    layer_decay: float = 1.0  # bert and gpt classifiers: each layer learns by this share of the rate of the one above
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
@@ -345,6 +347,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         ("bag.max_chars", b.max_chars, 0),
         ("bag.epochs", b.epochs, 1),
         ("bag.threads", b.threads, 1),
+        ("model.freeze_layers", m.freeze_layers, 0),
     ):
         if value != "auto" and value < least:
             refuse(key, f"it is {value}, the least possible value is {least}", f"set it to {least} or more")
@@ -381,6 +384,8 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     ):
         if not 0 <= value <= 1:
             refuse(key, f"it is {value}, it is a share", "set it to a number from 0 to 1")
+    if not 0 < t.layer_decay <= 1:
+        refuse("train.layer_decay", f"it is {t.layer_decay}, it is a share", "set it above 0, and to 1 at most")
     for key, value in (
         ("model.dropout", m.dropout),
         ("bag.dropout", b.dropout),
@@ -441,7 +446,12 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     if recipe.task.pretrain_steps and recipe.task.start:
         why = "the weights would be those of one of the two"
         refuse("task.pretrain_steps", why, "leave out this or task.start")
-    for key, value in (("task.start", recipe.task.start), ("model.lora_rank", m.lora_rank)):
+    for key, value in (
+        ("task.start", recipe.task.start),
+        ("model.lora_rank", m.lora_rank),
+        ("model.freeze_layers", m.freeze_layers),
+        ("train.layer_decay", t.layer_decay != 1),
+    ):
         if value and m.family not in ("bert", "gpt"):
             refuse(key, f"only the families bert and gpt have it, not {m.family}", "leave it out")
         if value and recipe.task.kind == "language":

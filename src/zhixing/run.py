@@ -96,13 +96,13 @@ def train(source: str, *overrides: str, out: str | None = None, resume: bool = F
     InputError says what cannot be used and how to mend it.
     """
     with started(source, out, resume, *overrides) as (run_dir, parallel):
+        keep_memory()
         return _train(asked_recipe(source, list(overrides)), run_dir, resume, parallel)
 
 
 @contextlib.contextmanager
 def started(source: str, out: str | None, resume: bool, *overrides: str) -> Iterator[tuple[Path, Parallel]]:
     """The folder of a run that is about to be trained, locked by the first process, and the processes."""
-    keep_memory()
     with parallel_from_environment() as parallel, contextlib.ExitStack() as stack:
         if parallel.world > 1:
             die_with_parent()
@@ -762,7 +762,7 @@ def load(path: str | Path) -> Run:
 def export_run(run: Run, out: str, to: str = "transformers", max_shard_size: str | None = None) -> None:
     """Write the model for another tool and check that it says the same there, before the folder appears."""
     if to != "transformers":
-        raise InputError(f"there is no export to {to!r}", mend="the one known is transformers")
+        raise InputError(f"there is no export to {to!r}", mend="those known are transformers and peft")
     export_model(run.path, Path(out), max_shard_size=_bytes(max_shard_size) if max_shard_size else None)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from zhixing.files import atomic_write, fsync_path, temporary_beside
 from zhixing.interchange.model_directory import read_json
 from zhixing.interchange.transformers_layout import Settings, layout_rows
 from zhixing.models.bert import BertSettings
-from zhixing.models.gpt import GPTSettings
+from zhixing.models.gpt import GPTClassifierSettings, GPTSettings
 from zhixing.models.lora import PARTS, LoRASettings, add_lora, load_lora_state, lora_state
 from zhixing.training.checkpoint import read_safetensors, write_safetensors
 
@@ -42,8 +43,11 @@ KNOWN_KEYS = frozenset(
 )
 
 
-def module_names(settings: Settings) -> dict[str, str]:
+def module_names(settings: Settings | GPTClassifierSettings) -> dict[str, str]:
     """The name of each matrix or module of ours in the layout: "blocks.0.attention.q" -> "model.layers.0....q_proj"."""
+    if isinstance(settings, GPTClassifierSettings):  # as transformers' ForSequenceClassification of the layout has it
+        inner = module_names(replace(settings.gpt, tie_embeddings=True))
+        return {f"gpt.{ours}": stored for ours, stored in inner.items()} | {"score": "score"}
     names: dict[str, str] = {}
     for row in layout_rows(settings):
         if not row.ours.endswith(".weight"):
@@ -68,7 +72,8 @@ def write_adapter(folder: Path, model: nn.Module, settings: LoRASettings, base: 
     state = lora_state(model)
     names = module_names(model_settings)
     task_type = _task_type(model_settings)
-    whole = {names[name] for name in settings.trained} | ({"classifier"} if task_type == "SEQ_CLS" else set())
+    of_bert = isinstance(model_settings, BertSettings) and task_type == "SEQ_CLS"
+    whole = {names[name] for name in settings.trained} | ({"classifier"} if of_bert else set())
     parameters = dict(model.named_parameters())
     for name, stored in names.items():
         if stored.endswith(tuple(whole)):
@@ -87,7 +92,7 @@ def write_adapter(folder: Path, model: nn.Module, settings: LoRASettings, base: 
         "target_modules": shortest_targets([names[name] for name in adapted], list(names.values())),
         "modules_to_save": sorted(whole) or None,
         "bias": "none",
-        "fan_in_fan_out": getattr(model_settings, "layout", "") == "gpt2",
+        "fan_in_fan_out": getattr(getattr(model_settings, "gpt", model_settings), "layout", "") == "gpt2",
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
@@ -157,7 +162,9 @@ def _ours(name: str, ours: Mapping[str, str], parameters: Mapping[str, Tensor], 
     )
 
 
-def _task_type(settings: Settings) -> str | None:
+def _task_type(settings: Settings | GPTClassifierSettings) -> str | None:
+    if isinstance(settings, GPTClassifierSettings):
+        return "SEQ_CLS"
     if isinstance(settings, BertSettings):
         return {"none": "FEATURE_EXTRACTION", "masked_lm": None, "classifier": "SEQ_CLS"}[settings.head]
     return "CAUSAL_LM" if isinstance(settings, GPTSettings) else None

@@ -131,6 +131,7 @@ def _parts(model: nn.Module, name: str, module: nn.Linear) -> dict[str, tuple[in
     """The matrices that a layer consists of, and the rows of each."""
     last = name.rpartition(".")[2]
     settings: Any = getattr(model, "settings", None)
+    settings = getattr(settings, "gpt", settings)  # of a classifier
     if not isinstance(module, JoinedLinear) or getattr(settings, "layout", "") == "gpt2":
         return {last: (0, module.out_features)}
     ends = [sum(module.sizes[: i + 1]) for i in range(len(module.sizes))]

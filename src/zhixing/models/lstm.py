@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -230,6 +230,35 @@ def pool_max_and_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([largest, total / mask.sum(dim=1, keepdim=True)], dim=1)
 
 
+def turned(x: Tensor, lengths: Tensor) -> Tensor:
+    """The first lengths[b] of each row in reverse order, the padding where it was: x (B, T, D), lengths (B,)."""
+    steps = torch.arange(x.shape[1], device=x.device)  # (T,)
+    places = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)  # (B, T)
+    return x.gather(1, places[..., None].expand_as(x))
+
+
+def read_both_ways(recurrence: nn.LSTM, x: Tensor, lengths: Tensor) -> Tensor:
+    """What a bidirectional `recurrence` makes of ragged rows: x (B, T, D), lengths (B,) -> (B, T, 2H).
+
+    The same as packing the rows, at real tokens; behind them stands anything. Packed rows go the slow way through
+    torch, a product a step and direction: 64 rows of about 200 tokens, 128 units, forward and backward on 2 cores take
+    919 ms, and 180 ms by oneDNN's layer, which wants whole rows (118 ms in bf16). Padding on the right disturbs no
+    forward direction; the backward one is a forward one over the turned rows.
+    """
+    layer: Any = torch.lstm
+    n_hidden, weights = recurrence.hidden_size, recurrence.all_weights
+    zeros = x.new_zeros(1, x.shape[0], n_hidden)
+    for number in range(recurrence.num_layers):
+        if number:
+            x = F.dropout(x, recurrence.dropout, recurrence.training)
+        ways = []
+        for y, own in ((x, weights[2 * number]), (turned(x, lengths), weights[2 * number + 1])):
+            # ..., biases, layers, dropout, training, both ways, batch first
+            ways.append(layer(y, (zeros, zeros), own, True, 1, 0.0, recurrence.training, False, True)[0])
+        x = torch.cat([ways[0], turned(ways[1], lengths)], dim=2)  # (B, T, 2H)
+    return x
+
+
 class LSTMClassifier(nn.Module):
     """Logits from ids: a bidirectional LSTM over the embeddings, pooled."""
 
@@ -271,15 +300,13 @@ class LSTMClassifier(nn.Module):
     def classify(self, embedded: Tensor, mask: Tensor) -> Tensor:
         """embedded (B, T, D), mask (B, T) bool, right padding -> logits (B, C) fp32.
 
-        The backward direction starts at each row's last real token, so a row's padding changes nothing: the texts are
-        packed. A text of nothing is read as one zero vector.
+        The backward direction starts at each row's last real token, so a row's padding changes nothing. A text of
+        nothing is read as one zero vector.
         """
         embedded = embedded.masked_fill(~mask[..., None], 0.0)
         lengths = mask.sum(dim=1).clamp(min=1)  # (B,)
-        packed = pack_padded_sequence(self.dropout(embedded), lengths.cpu(), batch_first=True, enforce_sorted=False)
-        output, _ = self.recurrence(packed)
-        hidden, _ = pad_packed_sequence(output, batch_first=True, total_length=mask.shape[1])  # (B, T, 2H)
-        real = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None].to(mask.device)  # (B, T)
+        hidden = read_both_ways(self.recurrence, self.dropout(embedded), lengths)  # (B, T, 2H)
+        real = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]  # (B, T)
         return self.head(self.dropout(pool_max_and_mean(hidden, real))).float()  # type: ignore[no-any-return]
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,6 +42,7 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 Part = Literal["train", "test"]
 
 FASTTEXT = "__label__"
+_BLANKS = re.compile(r"[ \t\v\f\r\0]+")  # what ends a word of fastText
 UNLABELLED = "unsup"  # the folder of aclImdb that has no labels
 # Names that are taken for the column wanted where it is missing and just one of them is there.
 TEXT_NAMES = frozenset(
@@ -521,9 +523,8 @@ def _fasttext_rows(
             continue
         labels, rest = [], text.strip()
         while rest.startswith(FASTTEXT):
-            first, _, rest = rest.partition(" ") if " " in rest else (rest, "", "")
+            first, rest = (_BLANKS.split(rest, maxsplit=1) + [""])[:2]
             labels.append(first.removeprefix(FASTTEXT))
-            rest = rest.lstrip()
         if not labels:
             mend = f"begin each line with {FASTTEXT} and a label; other texts need a folder for each label, or a table"
             yield Bad(

@@ -11,7 +11,7 @@ import ctypes
 import os
 import sys
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
 
 
 def large_pages() -> None:
@@ -28,6 +28,16 @@ def keep_memory() -> None:
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
+def return_memory() -> None:
+    """Tell glibc to take each large tensor from the system and give it back: for training on texts of many lengths.
+
+    There no step wants the sizes of the one before, and a heap that is kept only grows: 15 GB after a minute of tuning
+    a BERT of 22M parameters, where 2 are needed (measured, docs/log.md).
+    """
+    if libc := _glibc():
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**18)
 
 
 def give_back() -> None:

@@ -5,14 +5,18 @@
     AdamW  the same, and                 w <- w - lr decay w  apart from the gradient       (Loshchilov & Hutter 2019)
     Muon   m <- mu m + g                 w <- w - lr orth(g + mu m) sqrt(max(1, rows/cols)) (Jordan et al. 2024)
 
+Parameters may have rates of their own, by a share for each name: so the lower layers of a trained model learn slowly
+(Howard & Ruder 2018, section 3.2). What needs no gradient is in no optimizer's step.
+
 Muon replaces a matrix's step by the nearest (semi-)orthogonal one, so that every direction of the matrix learns at
 the same rate. It is for the matrices inside the blocks; embeddings, head, norms and biases go by AdamW beside it.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -51,26 +55,28 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        params: list[Tensor],
+        params: list[Tensor] | list[dict[str, Any]],
         lr: float,
         momentum: float,
         weight_decay: float,
         sizes: dict[int, tuple[int, ...]] | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if any(p.dim() != 2 for p in params):
-            raise ValueError(f"Muon takes matrices, got shapes {[tuple(p.shape) for p in params if p.dim() != 2]}")
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.sizes = sizes or {}  # by position in params
+        every = [p for group in self.param_groups for p in group["params"]]
+        if any(p.dim() != 2 for p in every):
+            raise ValueError(f"Muon takes matrices, got shapes {[tuple(p.shape) for p in every if p.dim() != 2]}")
+        self.sizes = sizes or {}  # by position among the parameters of all groups
         self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step for every parameter that has a gradient."""
         assert closure is None
+        count = itertools.count()
         for group in self.param_groups:
             parts: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}  # shape -> (parameter part, its direction)
-            for position, p in enumerate(group["params"]):
+            for p, position in zip(group["params"], count, strict=False):  # the shorter first
                 if p.grad is None:
                     continue
                 state = self.state[p]
@@ -112,31 +118,71 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
 
-def make_optimizers(model: nn.Module, settings: TrainSettings, muon_dtype: torch.dtype = torch.float32) -> Optimizers:
-    """The optimizers that the settings name, over all parameters of the model.
+def layer_rates(depths: Mapping[str, int], decay: float) -> dict[str, float]:
+    """The share of the learning rate that each parameter has by its depth: decay^(top - depth), the deepest 1.
+
+    {"embedding": 0, "block": 1, "head": 2}, 0.5 -> 0.25, 0.5, 1. Howard & Ruder 2018, section 3.2, with a free decay
+    for their 1 / 2.6; Clark et al. 2020, appendix B.
+    """
+    top = max(depths.values())
+    return {name: decay ** (top - depth) for name, depth in depths.items()}
+
+
+def make_optimizers(
+    model: nn.Module,
+    settings: TrainSettings,
+    muon_dtype: torch.dtype = torch.float32,
+    rates: Mapping[str, float] | None = None,
+) -> Optimizers:
+    """The optimizers that the settings name, over all parameters of the model; `rates`: the share of some's rate.
 
     Weight decay applies to matrices only, as usual; with muon, to the matrices inside the blocks.
     """
+    shares = {parameter: (rates or {}).get(name, 1.0) for name, parameter in model.named_parameters()}
     t = settings
     named = dict(model.named_parameters())
     adam: dict[str, Any] = {"betas": (t.adam_beta1, t.adam_beta2), "eps": t.adam_epsilon, "fused": True}
     if t.optim == "sgd":
         return Optimizers(
-            {"sgd": torch.optim.SGD(_groups(named, t.weight_decay), lr=t.learning_rate, momentum=t.momentum)}
+            {
+                "sgd": torch.optim.SGD(
+                    _split(_groups(named, t.weight_decay), shares, t.learning_rate),
+                    lr=t.learning_rate,
+                    momentum=t.momentum,
+                )
+            }
         )
     if t.optim == "adam":
-        return Optimizers({"adam": torch.optim.Adam(_groups(named, t.weight_decay), lr=t.learning_rate, **adam)})
+        groups = _split(_groups(named, t.weight_decay), shares, t.learning_rate)
+        return Optimizers({"adam": torch.optim.Adam(groups, lr=t.learning_rate, **adam)})
     if t.optim == "adamw":
-        return Optimizers({"adamw": torch.optim.AdamW(_groups(named, t.weight_decay), lr=t.learning_rate, **adam)})
+        groups = _split(_groups(named, t.weight_decay), shares, t.learning_rate)
+        return Optimizers({"adamw": torch.optim.AdamW(groups, lr=t.learning_rate, **adam)})
     heads = ("embedding", "positions", "lm_head")
     matrices = {n: p for n, p in named.items() if p.dim() == 2 and not n.startswith(heads)}
     rest = [p for n, p in named.items() if n not in matrices]
     joined = {f"{name}.weight": module.sizes for name, module in model.named_modules() if hasattr(module, "sizes")}
-    sizes = {position: joined[name] for position, name in enumerate(matrices) if name in joined}
-    muon = Muon(list(matrices.values()), t.learning_rate, t.momentum, t.weight_decay, sizes, muon_dtype)
+    names = {parameter: name for name, parameter in matrices.items()}
+    by_muon = _split([{"params": list(matrices.values())}], shares, t.learning_rate)
+    ordered = [names[p] for group in by_muon for p in group["params"]]
+    sizes = {position: joined[name] for position, name in enumerate(ordered) if name in joined}
+    muon = Muon(by_muon, t.learning_rate, t.momentum, t.weight_decay, sizes, muon_dtype)
+    by_adam = _split([{"params": rest}], shares, t.adam_learning_rate)
     return Optimizers(
-        {"muon": muon, "adamw": torch.optim.AdamW(rest, lr=t.adam_learning_rate, weight_decay=0.0, **adam)}
+        {"muon": muon, "adamw": torch.optim.AdamW(by_adam, lr=t.adam_learning_rate, weight_decay=0.0, **adam)}
     )
+
+
+def _split(
+    groups: list[dict[str, Any]], shares: Mapping[nn.Parameter, float], learning_rate: float
+) -> list[dict[str, Any]]:
+    """Each group cut into one for each share of the rate, the order kept; without shares the groups as they are."""
+    made: list[dict[str, Any]] = []
+    for group in groups:
+        for share in dict.fromkeys(shares[p] for p in group["params"]):
+            members = [p for p in group["params"] if shares[p] == share]
+            made.append({**group, "params": members, "lr": learning_rate * share})
+    return made
 
 
 def _groups(named: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
