@@ -72,10 +72,10 @@ class TrainingState:
     best_step: int | None = None
     bad_evals: int = 0  # evaluations since the best, for early stopping
     seconds: float = 0.0  # of training, over all attempts
-    recent_loss: float = 0.0  # sum of the steps' losses since the last line of the log,
-    recent_count: int = 0  # and how many steps: what the next line is the mean of
     rng: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    recent_loss: float = 0.0  # sum of the steps' losses since the last line of the log,
+    recent_count: int = 0  # and how many steps: what the next line is the mean of
 
     @staticmethod
     def from_json(value: Any) -> TrainingState:
