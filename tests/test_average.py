@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import shutil
 import signal
 import time
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 import zhixing
+from moods import ASKED, lay, rows
 from reliability.launcher import Launcher
 from zhixing.classifier import Classifier, Sentiment, compare_runs
 from zhixing.cli import main
@@ -26,48 +26,12 @@ from zhixing.recipe import load_recipe, member_recipes, parse_recipe, recipe_nam
 from zhixing.training.checkpoint import list_steps
 
 ROOT = Path(__file__).parents[1]
-MOODS = {"positive": ("wonderful", "lovely", "superb"), "negative": ("awful", "dreadful", "boring")}
-FILLER = [
-    "the",
-    "a",
-    "film",
-    "plot",
-    "actor",
-    "scene",
-    "music",
-    "was",
-    "felt",
-    "seemed",
-    "and",
-    "very",
-    "quite",
-    "again",
-    "story",
-]
 BAG = "rotten-tomatoes bag.buckets=1000 bag.epochs=3"
 CNN = (
     "textcnn-rotten-tomatoes tokenizer.vocab_size=200 model.d_model=16 model.n_filters=8 model.max_len=16"
     " train.max_steps=40 train.eval_steps=10 train.save_steps=10 train.learning_rate=0.01"
 )
 COMMON = ("task.validation_fraction=0.15", "data.heldout_fraction=0.2", "train.bf16=false", "train.threads=1")
-ASKED = ["A superb film, quite lovely.", "the story was dreadful", "nobody has seen these words", "春眠不觉晓 awful"]
-
-
-def rows(n: int = 240, seed: int = 0) -> list[dict[str, Any]]:
-    draw = random.Random(seed)
-    made: list[dict[str, Any]] = []
-    for i in range(n):
-        label = ("negative", "positive")[i % 2]
-        words = [draw.choice(FILLER) for _ in range(draw.randint(4, 10))]
-        words.insert(draw.randrange(len(words)), draw.choice(MOODS[label]))
-        stars = (4.0 if label == "positive" else 1.0) + draw.random() / 2
-        made.append({"text": " ".join([*words, str(i)]), "label": label, "stars": stars})
-    return made
-
-
-def lay(path: Path, made: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
-    return path
 
 
 def recipe_of(folder: Path, source: Path, *members: str, more: str = "", name: str = "both") -> Path:
@@ -131,7 +95,7 @@ def test_it_learns_and_is_loaded_as_it_was(trained: Classifier, tmp_path: Path) 
     np.testing.assert_array_equal(loaded.probabilities(ASKED), trained.probabilities(ASKED))
     np.testing.assert_allclose(loaded.probabilities(ASKED).sum(axis=1), 1, atol=1e-9)
     result, found = loaded.evaluate()
-    assert found.scores["accuracy"].value == scores["accuracy"] and len(result.targets) == 48
+    assert found.scores["accuracy"].value == scores["accuracy"] and len(result.targets) == 60
     card = loaded.show()
     assert "members/1-bag" in card and "members/2-textcnn" in card and BAG in card
     assert "average" in (moved / "report.html").read_text(encoding="utf-8")
@@ -180,7 +144,7 @@ def test_all_that_a_classifier_can(
     good, bad = Sentiment(trained)(ASKED[:2])
     assert bad.polarity < 0 < good.polarity
     comparison = compare_runs(run, str(trained.path / "members" / "1-bag"), str(data))
-    assert comparison.n == 240
+    assert comparison.n == 300
     for arguments in (["classify", run, ASKED[0], "--explain"], ["sentiment", run, ASKED[0]], ["evaluate", run],
                       ["show", run], ["compare", run, run], ["evaluate", str(trained.path / "members" / "2-textcnn"), str(data)],
                       ["explain", run, ASKED[1], "--page", str(tmp_path / "why.html")]):  # fmt: skip
@@ -348,7 +312,7 @@ def test_a_run_answers_when_its_members_recipes_are_gone(data: Path, tmp_path: P
     mine.unlink()
     loaded = cast(Classifier, zhixing.load(run.path))
     np.testing.assert_array_equal(loaded.probabilities(ASKED), run.probabilities(ASKED))
-    assert loaded.evaluate()[1].n == 48
+    assert loaded.evaluate()[1].n == 60
     with pytest.raises(InputError, match="there is no recipe"):
         train(recipe, tmp_path / "again")
 

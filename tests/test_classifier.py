@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ import pytest
 import torch
 
 import zhixing
+from moods import ASKED, FILLER, MOODS, lay, rows
 from zhixing.classifier import Classifier, Sentiment, class_weights, compare_runs, polarities, targets_of
 from zhixing.errors import InputError
 from zhixing.evaluation.classification_report import text_summary
@@ -33,11 +33,6 @@ from zhixing.tasks.classification import encode_texts
 from zhixing.text.labelled import LabelledText, LabelledTexts
 
 ROOT = Path(__file__).parents[1]
-MOODS = {
-    "positive": ("wonderful", "lovely", "superb", "delightful"),
-    "negative": ("awful", "dreadful", "boring", "terrible"),
-}
-FILLER = ("the", "a", "film", "plot", "actor", "scene", "music", "was", "felt", "seemed", "and", "very", "quite", "again", "story")  # fmt: skip
 COMMON = (
     "task.kind=classification", "data.heldout_fraction=0.2", "task.validation_fraction=0.15", "train.bf16=false",
     "train.threads=2",
@@ -56,25 +51,6 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "gpt": ("model.family=gpt", *NETWORK, "tokenizer.vocab_size=400"),
     "bert": ("model.family=bert", *NETWORK, *PIECES),
 }
-ASKED = ["A superb film, quite lovely.", "the story was dreadful", "nobody has seen these words", "春眠不觉晓 awful"]
-
-
-def rows(n: int = 300, seed: int = 0) -> list[dict[str, Any]]:
-    """One word of mood among ten others; a score that goes with it; both moods' words make two topics."""
-    draw = random.Random(seed)
-    made: list[dict[str, Any]] = []
-    for i in range(n):
-        label = ("negative", "positive")[i % 2]
-        words = [draw.choice(FILLER) for _ in range(draw.randint(4, 12))]
-        words.insert(draw.randrange(len(words)), draw.choice(MOODS[label]))
-        stars = (4.0 if label == "positive" else 1.0) + draw.random() / 2
-        made.append({"text": " ".join([*words, str(i)]), "label": label, "stars": stars})
-    return made
-
-
-def lay(path: Path, made: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
-    return path
 
 
 def train(source: Path, out: Path, *settings: str) -> Classifier:

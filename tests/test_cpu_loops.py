@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from zhixing.models import layers
-from zhixing.models.activations import gelu, swiglu
+from zhixing.models.activations import activation
 from zhixing.models.cpu_attention import attention
+from zhixing.models.half import number, put
 from zhixing.models.layers import BidirectionalAttention, GELUFeedForward, SelfAttention, SwiGLU
 
 
@@ -66,12 +68,14 @@ def test_activations(dtype: torch.dtype) -> None:
     x, dy = 4 * normal(33, 70, dtype=dtype), normal(33, 70, seed=1)
     x[0, :4] = torch.tensor([-100.0, 100.0, 0.0, -1e-3]).to(dtype)
     for a, b in zip(
-        both_ways(gelu, [x], dy), both_ways(lambda x: F.gelu(x.float(), approximate="tanh"), [x], dy), strict=True
+        both_ways(lambda x: activation(x, "gelu"), [x], dy),
+        both_ways(lambda x: F.gelu(x.float(), approximate="tanh"), [x], dy),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, **NEAR[dtype])
     dy = dy[:, :35].contiguous()
     for a, b in zip(
-        both_ways(swiglu, [x], dy),
+        both_ways(lambda x: activation(x, "swiglu"), [x], dy),
         both_ways(lambda x: F.silu(x[:, :35].float()) * x[:, 35:].float(), [x], dy),
         strict=True,
     ):
@@ -82,8 +86,8 @@ def test_nan_is_not_hidden() -> None:
     x = normal(4, 40).requires_grad_()
     with torch.no_grad():
         x[1, 3] = float("nan")
-    assert gelu(x)[1, 3].isnan() and swiglu(x)[1, 3].isnan()
-    assert gelu(x.bfloat16())[1, 3].isnan()
+    for name in ("gelu", "swiglu"):
+        assert activation(x, name)[1, 3].isnan() and activation(x.bfloat16(), name)[1, 3].isnan()
     q = normal(1, 1, 6, 8).requires_grad_()
     k = q.detach().clone()
     k[0, 0, 2, 1] = float("nan")
@@ -118,3 +122,25 @@ def test_layers_take_them_and_stay_the_same(name: str, monkeypatch: pytest.Monke
     assert all(taken)
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_elsewhere_than_on_the_right_goes_torch_s_way() -> None:
+    torch.manual_seed(1)
+    layer, x = BidirectionalAttention(64, 4, dropout=0.0), normal(4, 64, 64)
+    mask = torch.ones(4, 64, dtype=torch.bool)
+    mask[1, :20] = False  # on the left
+    mask[2, 10:30] = False
+    own = x.clone().requires_grad_()
+    with torch.no_grad():
+        wanted = layer(x, mask[:, None, None])
+    torch.testing.assert_close(layer(own, mask[:, None, None]), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.5, -3.14159, 1e-30, float("nan"), float("inf")])
+def test_a_number_as_bits_outside_of_loops(value: float) -> None:
+    exact = torch.tensor([value]).bfloat16()
+    stored, plain = np.zeros(1, np.uint16), np.zeros(1, np.float32)
+    put(stored, 0, np.float32(value))
+    put(plain, 0, np.float32(value))
+    np.testing.assert_equal(number(stored[0]), exact.float().numpy()[0])
+    np.testing.assert_equal(number(plain[0]), np.float32(value))

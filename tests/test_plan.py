@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zhixing.errors import InputError
 from zhixing.models.gpt import GPT, GPTSettings
+from zhixing.models.layers import MOST_SCORES
 from zhixing.models.lstm import LSTM, LSTMSettings
 from zhixing.recipe import ModelSettings, Recipe, TrainSettings
 from zhixing.training import plan
@@ -126,8 +127,9 @@ def test_activations_are_those_that_autograd_keeps(
     assert plan.activation_bytes(model, rows * max_len) == pytest.approx(measured, rel=0.25)
 
 
-def test_the_chunk_of_logits_is_the_objective_s() -> None:
+def test_what_is_held_is_the_objective_s_and_the_layers() -> None:
     assert plan.LOGITS_HELD == LOGITS_HELD
+    assert plan.SCORES_HELD == MOST_SCORES
 
 
 def test_steps() -> None:

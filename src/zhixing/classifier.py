@@ -125,6 +125,17 @@ class Parts:
     split: str  # how the test part came about
     signatures: NDArray[np.uint32]  # of the texts in train, then of those in validation where they are others
 
+    @property
+    def problem(self) -> ProblemType:
+        return self.train.problem_type
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All that are learnt, in the order of the outputs; one name, of the number, for regression."""
+        if self.problem == "regression":
+            return ("value",)
+        return tuple(sorted({*self.train.labels, *self.validation.labels}))
+
 
 def labelled_settings(recipe: Recipe) -> LabelledSettings:
     """How the recipe reads rows."""
@@ -225,20 +236,18 @@ def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
         say(f"a bag trains in seconds and keeps no checkpoints: it is trained again from its start, {same}")
     (run_dir / MANIFEST).unlink(missing_ok=True)
     parts = prepare(recipe)
-    problem = parts.train.problem_type
-    if (recipe.task.kind == "regression") != (problem == "regression"):
+    if (recipe.task.kind == "regression") != (parts.problem == "regression"):
         raise InputError(
             f"task.kind is {recipe.task.kind}",
-            why=f"the texts are those of a {problem}",
+            why=f"the texts are those of a {parts.problem}",
             mend='set task.kind = "regression", or leave out data.score_column',
         )
-    labels = ("value",) if problem == "regression" else tuple(_all_labels(parts))
     atomic_write(run_dir / "recipe.toml", recipe.to_toml())
     train_began = time.perf_counter()
     if members:
-        trained = _train_average(recipe, members, parts, labels, problem, run_dir, resume, parallel)
+        trained = _train_average(recipe, members, parts, run_dir, resume)
     else:
-        trained = _train_one(recipe, parts, labels, problem, run_dir, resume, parallel)
+        trained = _train_one(recipe, parts, run_dir, resume)
     training_seconds = time.perf_counter() - train_began
     classifier = Classifier(run_dir, trained.stored, recipe.task.on_too_long)
     _finish(classifier, recipe, parts, trained.result, training_seconds, time.perf_counter() - began)
@@ -266,34 +275,17 @@ def finished(run_dir: Path) -> bool:
     return True
 
 
-def _train_one(
-    recipe: Recipe,
-    parts: Parts,
-    labels: tuple[str, ...],
-    problem: ProblemType,
-    run_dir: Path,
-    resume: bool,
-    parallel: Parallel,
-) -> Trained:
+def _train_one(recipe: Recipe, parts: Parts, run_dir: Path, resume: bool) -> Trained:
     if recipe.model.family == "bag":
-        return _train_bag(recipe, parts, problem, run_dir)
-    return _train_network(recipe, parts, labels, problem, run_dir, resume, parallel)
+        return _train_bag(recipe, parts, run_dir)
+    return _train_network(recipe, parts, run_dir, resume)
 
 
 def _member_name(number: int, own: Recipe) -> str:
     return f"{number}-{own.model.family}"
 
 
-def _train_average(
-    recipe: Recipe,
-    recipes: Sequence[Recipe],
-    parts: Parts,
-    labels: tuple[str, ...],
-    problem: ProblemType,
-    run_dir: Path,
-    resume: bool,
-    parallel: Parallel,
-) -> Trained:
+def _train_average(recipe: Recipe, recipes: Sequence[Recipe], parts: Parts, run_dir: Path, resume: bool) -> Trained:
     """Each member in turn, in a folder of its own; one that an earlier start has finished is taken as it is.
 
     The mean of calibrated probabilities is less sure than it could be (Rahaman & Thiery 2021), so it gets a temperature
@@ -318,7 +310,7 @@ def _train_average(
             atomic_write(folder / "recipe.toml", own.to_toml())
             began = time.perf_counter()
             try:
-                trained = _train_one(own, parts, labels, problem, folder, resume, parallel)
+                trained = _train_one(own, parts, folder, resume)
             except SystemExit:
                 say(f"that was member {number}; go on with the whole:  zhixing train ... --out {run_dir} --resume")
                 raise
@@ -336,15 +328,11 @@ def _train_average(
     known = [probabilities for probabilities in held if probabilities is not None]
     mean = sum(w / sum(weights) * p for w, p in zip(weights, known, strict=True)) if len(known) == len(held) else None
     models = nn.ModuleList([member.stored.model for member in members]).eval()
-    whole = StoredClassifier(models, None, labels, problem, 1.0, tuple(members))
+    whole = StoredClassifier(models, None, parts.labels, parts.problem, 1.0, tuple(members))
     if isinstance(mean, np.ndarray):
-        targets = targets_of(parts.validation, labels, problem).numpy()
-        whole = replace(whole, temperature=fit_temperature(_as_logits(mean, problem), targets))
+        targets = targets_of(parts.validation, parts.labels, parts.problem).numpy()
+        whole = replace(whole, temperature=fit_temperature(_as_logits(mean, parts.problem), targets))
     return Trained(whole, None, None)
-
-
-def _all_labels(parts: Parts) -> list[str]:
-    return sorted({*parts.train.labels, *parts.validation.labels})
 
 
 def _pairs(texts: LabelledTexts) -> list[tuple[str, tuple[str, ...]]]:
@@ -353,9 +341,9 @@ def _pairs(texts: LabelledTexts) -> list[tuple[str, tuple[str, ...]]]:
     return [(item.text, item.labels) for item in texts]
 
 
-def _train_bag(recipe: Recipe, parts: Parts, problem: ProblemType, run_dir: Path) -> Trained:
+def _train_bag(recipe: Recipe, parts: Parts, run_dir: Path) -> Trained:
     """One bag without the validation texts finds the temperature, then one learns from all of them."""
-    b = recipe.bag
+    b, problem = recipe.bag, parts.problem
     ngrams = NgramSettings(b.words, b.ngrams, b.buckets, b.min_count, b.lowercase, b.once, b.min_chars, b.max_chars)
     training = BagTraining(
         epochs=b.epochs, learning_rate=b.learning_rate, start=b.start, rates=b.rates, rates_power=b.rates_power,
@@ -401,16 +389,8 @@ def _as_logits(probabilities: NDArray[Any], problem: ProblemType) -> NDArray[np.
     return result
 
 
-def _train_network(
-    recipe: Recipe,
-    parts: Parts,
-    labels: tuple[str, ...],
-    problem: ProblemType,
-    run_dir: Path,
-    resume: bool,
-    parallel: Parallel,
-) -> Trained:
-    seed = recipe.train.seed
+def _train_network(recipe: Recipe, parts: Parts, run_dir: Path, resume: bool) -> Trained:
+    seed, labels, problem = recipe.train.seed, parts.labels, parts.problem
     torch.manual_seed(seed + 1)  # dropout's noise; initialisation has a generator of its own
     generator = torch.Generator().manual_seed(seed)
     tokenizer = _tokenizer(recipe, parts, run_dir)
@@ -473,7 +453,6 @@ def _train_network(
         replace(recipe.eval, max_sequences=len(sides[1])),
         run_dir,
         facts,
-        parallel,
         resume=resume,
         bf16=bf16,
         unit="labels" if problem == "multi_label_classification" else "texts",

@@ -458,12 +458,6 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
             refuse(key, "only classifiers have it", 'set task.kind = "classification", or leave it out')
     if recipe.bag.max_chars and not recipe.bag.buckets:
         refuse("bag.max_chars", "runs of characters live in buckets, and there are none", "set bag.buckets above 0")
-    if recipe.task.pretrain_steps and m.family != "bert":
-        refuse("task.pretrain_steps", f"a {m.family} has no masked language modelling", 'set model.family = "bert"')
-    if recipe.task.start and m.family not in ("bert", "gpt"):
-        refuse("task.start", f"a {m.family} starts from nothing", 'set model.family = "bert" or "gpt"')
-    if m.lora_rank and m.family not in ("bert", "gpt"):
-        refuse("model.lora_rank", f"a {m.family} has no matrices for it", 'set model.family = "bert" or "gpt"')
     if recipe.task.kind == "regression" and m.family == "bag" and b.loss == "ova":
         refuse("bag.loss", "a regression has no labels to hold against one another", "leave it out")
     if recipe.task.kind == "regression" and m.family == "bag" and recipe.bag.rates == "nb":

@@ -1,4 +1,4 @@
-"""GELU and SwiGLU for training on a processor: one compiled pass there, one back.
+"""GELU and SwiGLU on a processor: one compiled pass there, one back.
 
     gelu(x) = x (1 - 1 / (e^(2u) + 1)),  u = sqrt(2 / pi) (x + 0.044715 x^3)      (Hendrycks & Gimpel 2016, tanh form)
     swiglu(g, u) = g sigmoid(g) u                                                 (Shazeer 2020, eq. 6)
@@ -62,78 +62,61 @@ def _swiglu_back_row(both: Array, dy: Array, d_both: Array) -> None:
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def _gelu(x: Array, out: Array) -> None:
+def gelu_rows(x: Array, out: Array) -> None:
+    """out (N, F) = gelu(x), which may be out itself."""
     for i in prange(x.shape[0]):
         _gelu_row(x[i], out[i])
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def _gelu_back(x: Array, dy: Array, dx: Array) -> None:
+def _gelu_back_rows(x: Array, dy: Array, dx: Array) -> None:
     for i in prange(x.shape[0]):
         _gelu_back_row(x[i], dy[i], dx[i])
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def _swiglu(both: Array, out: Array) -> None:
+def swiglu_rows(both: Array, out: Array) -> None:
+    """out (N, F) = silu(gate) * up, of both (N, 2F)."""
     for i in prange(both.shape[0]):
         _swiglu_row(both[i], out[i])
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
-def _swiglu_back(both: Array, dy: Array, d_both: Array) -> None:
+def _swiglu_back_rows(both: Array, dy: Array, d_both: Array) -> None:
     for i in prange(both.shape[0]):
         _swiglu_back_row(both[i], dy[i], d_both[i])
 
 
-class GELU(torch.autograd.Function):
-    """gelu of x (N, F), in its tanh form."""
+# there, back, and how many numbers become one
+LOOPS: dict[str, tuple[Any, Any, int]] = {
+    "gelu": (gelu_rows, _gelu_back_rows, 1),
+    "swiglu": (swiglu_rows, _swiglu_back_rows, 2),
+}
+
+
+class Activation(torch.autograd.Function):
+    """x (N, F) -> (N, F / ratio), row by row, by a pair of LOOPS."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
         ctx.save_for_backward(x)
-        out = torch.empty_like(x)
+        there, ctx.back, ratio = LOOPS[name]
+        out = x.new_empty(len(x), x.shape[1] // ratio)
         use_threads()
-        _gelu(bits(x), bits(out))
+        there(bits(x), bits(out))
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
         use_threads()
-        _gelu_back(bits(x), bits(grads[0].contiguous()), bits(dx))
-        return dx
+        ctx.back(bits(x), bits(grads[0].contiguous()), bits(dx))
+        return dx, None
 
 
-class SwiGLUProduct(torch.autograd.Function):
-    """silu(gate) * up for both (N, 2F), the gates first -> (N, F)."""
-
-    @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
-        ctx.save_for_backward(both)
-        out = both.new_empty(len(both), both.shape[1] // 2)
-        use_threads()
-        _swiglu(bits(both), bits(out))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (both,) = ctx.saved_tensors
-        d_both = torch.empty_like(both)
-        use_threads()
-        _swiglu_back(bits(both), bits(grads[0].contiguous()), bits(d_both))
-        return d_both
-
-
-def gelu(x: Tensor) -> Tensor:
-    """x (..., F) fp32 or bf16 on the CPU, contiguous -> (..., F)."""
-    apply: Any = GELU.apply
-    out: Tensor = apply(x.reshape(-1, x.shape[-1]))
-    return out.view(x.shape)
-
-
-def swiglu(both: Tensor) -> Tensor:
-    """both (..., 2F) fp32 or bf16 on the CPU, contiguous -> (..., F)."""
-    apply: Any = SwiGLUProduct.apply
-    out: Tensor = apply(both.reshape(-1, both.shape[-1]))
-    return out.view(*both.shape[:-1], -1)
+def activation(x: Tensor, name: str) -> Tensor:
+    """gelu of x (..., F), or swiglu of x (..., 2F), the gates first; fp32 or bf16 on the CPU -> (..., F)."""
+    apply: Any = Activation.apply
+    out: Tensor = apply(x.reshape(-1, x.shape[-1]), name)
+    return out.view(*x.shape[:-1], -1)

@@ -21,6 +21,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor, nn
 
+from zhixing.models.activations import gelu_rows, swiglu_rows
 from zhixing.models.exponential import FAST, exp32
 from zhixing.models.few_rows import NEAR, UNSCALED, Array, ask_for, matmul, matmul_rows, quantise, use_threads
 from zhixing.models.gpt import GPT
@@ -171,38 +172,6 @@ def attention(
 
 
 @njit(fastmath=FAST, cache=True, error_model="numpy")
-def _silu_row(both: Array, inner: Array) -> None:
-    d_ff = inner.shape[0]
-    for k in range(d_ff):
-        gate = both[k]
-        inner[k] = gate / (np.float32(1) + exp32(-gate)) * both[d_ff + k]
-
-
-@njit(parallel=True, cache=True, error_model="numpy")
-def silu_rows(both: Array, inner: Array) -> None:
-    """inner (B, F) = silu(gate) * up, of both (B, 2F)."""
-    for b in prange(both.shape[0]):
-        _silu_row(both[b], inner[b])
-
-
-@njit(fastmath=FAST, cache=True, error_model="numpy")
-def _gelu_row(inner: Array, bias: Array) -> None:
-    root = np.float32(math.sqrt(2.0 / math.pi))
-    for k in range(inner.shape[0]):
-        u = inner[k] + bias[k]
-        angle = root * (u + np.float32(0.044715) * u * u * u)
-        # tanh(a) = 1 - 2 / (exp(2a) + 1)
-        inner[k] = u - u / (exp32(np.float32(2) * angle) + np.float32(1))
-
-
-@njit(parallel=True, cache=True, error_model="numpy")
-def gelu_rows(inner: Array, bias: Array) -> None:
-    """inner (B, F) <- gelu(inner + bias), in its tanh form."""
-    for b in prange(inner.shape[0]):
-        _gelu_row(inner[b], bias)
-
-
-@njit(fastmath=FAST, cache=True, error_model="numpy")
 def modern_step(
     x: Array,
     attention_norm: Array,
@@ -256,7 +225,7 @@ def modern_step(
         x += change
         _rms_norm(x, feed_forward_norm[layer], eps, normed)
         matmul(gate_up[layer], gate_up_scale[layer], normed, both, threads)
-        silu_rows(both, inner)
+        swiglu_rows(both, inner)
         matmul(down[layer], down_scale[layer], inner, change, threads)
         x += change
     _rms_norm(x, final_norm, eps, x)
@@ -310,7 +279,8 @@ def classic_step(
         x += change + out_bias[layer]
         _layer_norm(x, feed_forward_norm[layer], feed_forward_norm_bias[layer], eps, normed)
         matmul(up[layer], up_scale[layer], normed, inner, threads)
-        gelu_rows(inner, up_bias[layer])
+        inner += up_bias[layer]
+        gelu_rows(inner, inner)
         matmul(down[layer], down_scale[layer], inner, change, threads)
         x += change + down_bias[layer]
     _layer_norm(x, final_norm, final_norm_bias, eps, x)

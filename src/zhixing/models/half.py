@@ -1,7 +1,7 @@
 """bf16 inside compiled loops: stored as its bits, calculated with as float32, whose upper half it is.
 
 numba knows no bf16, so such a tensor comes as uint16 (`bits`). A loop that reads by `number` and writes by `put` is
-compiled for either: uint16 for bf16, float32 as it is.
+compiled for either: uint16 for bf16, float32 as it is. Outside they do the same, slowly, by NumPy and torch.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def bits_of_float(context: Any, number: Any) -> Any:
 
 def number(x: Any) -> Any:
     """The float32 that is stored as x."""
-    raise NotImplementedError("inside compiled loops only")
+    return (np.array([x], np.uint32) << 16).view(np.float32)[0] if isinstance(x, np.uint16) else np.float32(x)
 
 
 def put(target: Array, place: Any, value: Any) -> None:
     """target[place] = value (float32), rounded to even where target holds bf16; NaN stays NaN."""
-    raise NotImplementedError("inside compiled loops only")
+    target[place] = bits(torch.tensor([value]).bfloat16())[0] if target.dtype == np.uint16 else value
 
 
 @overload(number, strict=False)

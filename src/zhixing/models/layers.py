@@ -14,7 +14,7 @@ from zhixing.errors import InputError
 from zhixing.models.products import linear
 
 FEWEST_NUMBERS = 2**14  # below, a loop is not worth numba's start
-MOST_TOKENS = 1024  # of a text whose attention is kept whole for the way back: 48 MB a row, layer and 12 heads in fp32
+MOST_SCORES = 2**23  # B H T S, of a layer's attention that is kept whole for the way back: 32 MB in fp32
 
 
 def compiled_loops(x: Tensor) -> bool:
@@ -208,7 +208,7 @@ class SelfAttention(nn.Module):
         """x (B, T, D) -> (B, T, D); each token sees itself and what is before it."""
         q, k, v = self.heads(x, rotary)
         dropout = self.dropout if self.training else 0.0
-        if compiled_loops(q) and not dropout and q.shape[2] <= MOST_TOKENS:
+        if compiled_loops(q) and not dropout and q[..., 0].numel() * q.shape[2] <= MOST_SCORES:
             from zhixing.models.cpu_attention import attention  # numba comes with it: only who trains waits for it
 
             shared = self.n_heads // self.n_kv_heads
@@ -248,6 +248,15 @@ def _causal_mask(positions: Tensor, seen: int) -> Tensor:
     return torch.arange(seen, device=positions.device) <= positions[..., None]
 
 
+def _real_tokens(q: Tensor, mask: Tensor | None) -> Tensor | None:
+    """How many tokens each row has before its padding (B,); None where padding stands elsewhere than on the right."""
+    if mask is None:
+        return torch.full((len(q),), q.shape[2])
+    real = mask[:, 0, 0]  # (B, T)
+    lengths = real.sum(dim=1)
+    return lengths if torch.equal(real, torch.arange(real.shape[1]) < lengths[:, None]) else None
+
+
 class BidirectionalAttention(nn.Module):
     """softmax(Q K^T / sqrt(K)) V over all real tokens, earlier and later (Vaswani et al. 2017, eq. 1)."""
 
@@ -264,17 +273,15 @@ class BidirectionalAttention(nn.Module):
         return q, k, v
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, T, D) -> (B, T, D); mask (B, 1, 1, T), True = may be looked at, or None where all may.
-
-        Padding stands on the right.
-        """
+        """x (B, T, D) -> (B, T, D); mask (B, 1, 1, T), True = may be looked at, or None where all may."""
         q, k, v = self.heads(x)
         dropout = self.dropout if self.training else 0.0
-        if compiled_loops(q) and not dropout and q.shape[2] <= MOST_TOKENS:
-            from zhixing.models.cpu_attention import attention
+        if compiled_loops(q) and not dropout and q[..., 0].numel() * q.shape[2] <= MOST_SCORES:
+            lengths = _real_tokens(q, mask)
+            if lengths is not None:
+                from zhixing.models.cpu_attention import attention
 
-            count = q.new_full((len(q),), q.shape[2], dtype=torch.int64) if mask is None else mask[:, 0, 0].sum(dim=1)
-            return self.out(attention(q, k, v, count).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+                return self.out(attention(q, k, v, lengths).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
@@ -302,9 +309,9 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         both = self.gate_up(x)  # (B, T, 2F)
         if compiled_loops(both):
-            from zhixing.models.activations import swiglu
+            from zhixing.models.activations import activation
 
-            return self.down(swiglu(both))  # type: ignore[no-any-return]
+            return self.down(activation(both, "swiglu"))  # type: ignore[no-any-return]
         gate, up = both.chunk(2, dim=-1)  # (B, T, F) each
         return self.down(F.silu(gate) * up)  # type: ignore[no-any-return]
 
@@ -321,7 +328,7 @@ class GELUFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         inner = self.up(x)
         if self.form == "tanh" and compiled_loops(inner):
-            from zhixing.models.activations import gelu
+            from zhixing.models.activations import activation
 
-            return self.down(gelu(inner))  # type: ignore[no-any-return]
+            return self.down(activation(inner, "gelu"))  # type: ignore[no-any-return]
         return self.down(F.gelu(inner, approximate=self.form))  # type: ignore[no-any-return]

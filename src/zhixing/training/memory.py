@@ -37,6 +37,8 @@ def return_memory() -> None:
     a BERT of 22M parameters, where 2 are needed (measured, docs/log.md).
     """
     if libc := _glibc():
+        libc.mallopt(_M_MMAP_MAX, 65536)  # the library's own; keep_memory may have changed these two
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**17)
         libc.mallopt(_M_MMAP_THRESHOLD, 2**18)
 
 

@@ -31,6 +31,7 @@ from zhixing.recipe import ModelSettings, Recipe, TrainSettings
 MiB = 2**20
 RUNTIME = 350 * MiB  # torch's libraries, its thread pools and allocator, measured with 2.13 on Linux
 LOGITS_HELD = 4 * MiB  # numbers in a chunk of logits, as training/objectives.py has it
+SCORES_HELD = 8 * MiB  # of a layer's attention, as models/layers.py has it
 PASSING = 0.65  # of the activations: what backward makes on its way, and the gaps in kept memory (measured)
 MATMUL_SHARE = (0.25, 0.8)  # of the speed of one large product, what whole steps reach at a width of 256 and more
 
@@ -100,18 +101,20 @@ def activation_bytes(model: ModelSettings, tokens: int, number_bytes: int = 4) -
 
     Counted from what autograd keeps of each operator in models/layers.py; tests hold it against the real models. A
     compiled run keeps less. Dropout inside attention keeps the (T, T) weights: three numbers a head and pair of tokens.
+    So do our own loops for a processor (models/cpu_attention.py), one number a pair where it is not in the future.
     """
     d, heads = model.d_model, model.n_heads
     if model.family == "lstm":
         return tokens * (19 * model.n_layers + 2) * d * number_bytes  # nn.LSTM's workspace is about 17 D a layer
     kv = n_kv_heads(model) * (d // heads)
-    weights = 3 * heads * model.max_len if model.dropout else 0
+    kept_whole = tokens * heads * model.max_len <= SCORES_HELD
+    weights = 3 * heads * model.max_len if model.dropout else heads * model.max_len if kept_whole else 0
     if model.layout == "gpt2":
         # x and its norm twice, q, k, v, their mixture; before and after GELU
         per_layer = (10 if model.dropout else 8) * d + 2 * d_ff(model) + weights
     else:
-        # x twice and each norm twice, q, k, v before and after they are turned; gate, up, silu(gate) and their product
-        per_layer = (13 * d + 2 * kv if model.dropout else 10 * d + 3 * kv) + 4 * d_ff(model) + weights
+        # x twice and each norm twice, q, k, v before and after they are turned; gate, up and their product
+        per_layer = (13 * d + 2 * kv if model.dropout else 10 * d + 3 * kv) + 3 * d_ff(model) + weights
         if model.layout == "qwen3":
             per_layer += d + kv
     return tokens * (model.n_layers * per_layer + 2 * d) * number_bytes
