@@ -48,6 +48,22 @@ def test_importing_brings_nothing_heavy(module: str) -> None:
     assert heavy.isdisjoint(loaded)
 
 
+def test_what_torch_reads_once_is_settled_by_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = (
+        "import sys, os; sys.path.insert(0, 'src'); import zhixing; "
+        "print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('THP_MEM_ALLOC_ENABLE'))"
+    )
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE"):
+        monkeypatch.delenv(name, raising=False)
+    assert python(look).split() == ["1000", "1"]
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # a person's own word stays
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert python(look).split() == ["7", "0"]
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert python(look).split() == ["None", "0"]
+
+
 def test_the_python_interface_is_there_when_asked_for() -> None:
     import zhixing
     from zhixing import classifier, entry, run

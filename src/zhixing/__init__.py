@@ -10,7 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zhixing.before_torch import large_pages, short_spins
 from zhixing.errors import InputError
+
+large_pages()
+short_spins()
 
 if TYPE_CHECKING:
     from zhixing.classifier import Classifier, Sentiment

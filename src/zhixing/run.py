@@ -27,47 +27,44 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zhixing.training.memory import give_back, keep_memory, large_pages
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
 
-large_pages()  # before torch
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
-from torch import nn  # noqa: E402
-
-from zhixing import __version__  # noqa: E402
-from zhixing.decoding.settings import DecodingSettings  # noqa: E402
-from zhixing.errors import InputError  # noqa: E402
-from zhixing.evaluation.baselines import count_ids, unigram_bits_per_byte, xz_bits_per_byte  # noqa: E402
-from zhixing.evaluation.card import write_card  # noqa: E402
-from zhixing.evaluation.language import LanguageScores, language_scores  # noqa: E402
-from zhixing.evaluation.report import summary, write_report  # noqa: E402
-from zhixing.files import MANIFEST, atomic_dir, atomic_write, remove_tree, verify_manifest, write_manifest  # noqa: E402
-from zhixing.interchange.classifier_directory import is_classifier  # noqa: E402
-from zhixing.interchange.import_export import export_model, import_model  # noqa: E402
-from zhixing.interchange.model_directory import read_model_directory, write_model_directory  # noqa: E402
-from zhixing.interchange.word_vector_files import read_word_vectors  # noqa: E402
-from zhixing.models.gpt import GPT, GPTSettings  # noqa: E402
-from zhixing.models.lstm import LSTM, LSTMSettings  # noqa: E402
-from zhixing.progress import Progress, duration, quantity, say  # noqa: E402
-from zhixing.recipe import DataSettings, Recipe, check_recipe, load_recipe, parse_recipe, recipe_names, toml_value  # noqa: E402
-from zhixing.tasks.generation import Completion, generate, stream  # noqa: E402
-from zhixing.tasks.scoring import score_sequences  # noqa: E402
-from zhixing.text.catalogue import names as dataset_names  # noqa: E402
-from zhixing.text.catalogue import show_dataset  # noqa: E402
-from zhixing.text.readers import Documents, read_documents  # noqa: E402
-from zhixing.text.splits import split_documents  # noqa: E402
-from zhixing.tokens.batches import PackedSequences  # noqa: E402
-from zhixing.tokens.report import render_report, tokenizer_report  # noqa: E402
-from zhixing.tokens.shards import Shards, open_shards, write_shards  # noqa: E402
-from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer  # noqa: E402
-from zhixing.training.checkpoint import load_step, restore_model  # noqa: E402
-from zhixing.training.loop import FitResult, fit  # noqa: E402
-from zhixing.training.objectives import next_token  # noqa: E402
-from zhixing.training.optimizers import make_optimizers  # noqa: E402
-from zhixing.training.parallel import Parallel, parallel_from_environment  # noqa: E402
-from zhixing.training.plan import (  # noqa: E402
+from zhixing import __version__
+from zhixing.decoding.settings import DecodingSettings
+from zhixing.errors import InputError
+from zhixing.evaluation.baselines import count_ids, unigram_bits_per_byte, xz_bits_per_byte
+from zhixing.evaluation.card import write_card
+from zhixing.evaluation.language import LanguageScores, language_scores
+from zhixing.evaluation.report import summary, write_report
+from zhixing.files import MANIFEST, atomic_dir, atomic_write, remove_tree, verify_manifest, write_manifest
+from zhixing.interchange.classifier_directory import is_classifier
+from zhixing.interchange.import_export import export_model, import_model
+from zhixing.interchange.model_directory import read_model_directory, write_model_directory
+from zhixing.interchange.word_vector_files import read_word_vectors
+from zhixing.models.gpt import GPT, GPTSettings
+from zhixing.models.lstm import LSTM, LSTMSettings
+from zhixing.progress import Progress, duration, quantity, say
+from zhixing.recipe import DataSettings, Recipe, check_recipe, load_recipe, parse_recipe, recipe_names, toml_value
+from zhixing.tasks.generation import Completion, generate, stream
+from zhixing.tasks.scoring import score_sequences
+from zhixing.text.catalogue import names as dataset_names
+from zhixing.text.catalogue import show_dataset
+from zhixing.text.readers import Documents, read_documents
+from zhixing.text.splits import split_documents
+from zhixing.tokens.batches import PackedSequences
+from zhixing.tokens.report import render_report, tokenizer_report
+from zhixing.tokens.shards import Shards, open_shards, write_shards
+from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
+from zhixing.training.checkpoint import load_step, restore_model
+from zhixing.training.loop import FitResult, fit
+from zhixing.training.memory import give_back, keep_memory
+from zhixing.training.objectives import next_token
+from zhixing.training.optimizers import make_optimizers
+from zhixing.training.parallel import Parallel, parallel_from_environment
+from zhixing.training.plan import (
     compiler_state,
     d_ff,
     matmul_speed,
@@ -78,7 +75,7 @@ from zhixing.training.plan import (  # noqa: E402
     step_count,
     usable_cores,
 )
-from zhixing.training.runlock import die_with_parent, run_lock  # noqa: E402
+from zhixing.training.runlock import die_with_parent, run_lock
 
 COMPILE_SECONDS = 40  # what torch.compile costs before the first step
 DEMO = {"austen": (), "tang": ("train.max_steps=90", "train.eval_steps=30")}  # recipes, and what is shortened of them

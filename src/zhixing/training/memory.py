@@ -1,4 +1,4 @@
-"""How this process takes memory from the system: keep it, and in large pages.
+"""How this process takes memory from the system: keep it, or give it back.
 
 A training step allocates and frees the same large tensors over and over. By default the C library gives each back to
 the system at once, and the next step pays for every page again: zeroing 4 KB at a time took 13 % of a step of a
@@ -8,15 +8,9 @@ the system at once, and the next step pays for every page again: zeroing 4 KB at
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
-
-
-def large_pages() -> None:
-    """Have torch ask the system for large pages. Call before torch is imported."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first allocation
 
 
 def keep_memory() -> None:
