@@ -137,9 +137,8 @@ def hf(options: argparse.Namespace) -> None:
 
 
 def ours(options: argparse.Namespace, overrides: list[str]) -> None:
-    from zhixing.training.memory import keep_memory, large_pages
+    from zhixing.training.memory import keep_memory
 
-    large_pages()
     keep_memory()
     from dataclasses import replace
 

@@ -23,9 +23,8 @@ STEPS = int(os.environ.get("STEPS", "45"))
 
 
 def run(layout: str, precision: str, optim: str) -> None:
-    from zhixing.training.memory import keep_memory, large_pages
+    from zhixing.training.memory import keep_memory
 
-    large_pages()
     keep_memory()
     import numpy as np
     import torch
