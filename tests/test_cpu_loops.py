@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zhixing.models import layers
+from zhixing.models import cpu_attention, layers
 from zhixing.models.activations import activation
 from zhixing.models.cpu_attention import attention
 from zhixing.models.half import number, put
@@ -61,6 +61,68 @@ def test_other_lengths_of_queries_than_of_keys() -> None:
     ours = both_ways(lambda *x: attention(*x, torch.tensor([9, 9])), [q, k, v], dy)
     for a, b in zip(ours, wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_is_too_large_to_keep_is_made_again(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = None if causal else torch.tensor([300, 170])
+    parts, dy = [normal(2, 3, 300, 16, seed=i) for i in range(3)], normal(2, 3, 300, 16, seed=9)
+
+    def answer(dropout: float) -> list[Tensor]:
+        torch.manual_seed(5)
+        return both_ways(lambda q, k, v: attention(q, k, v, lengths, dropout), parts, dy)
+
+    kept = answer(0.0), answer(0.2)
+    monkeypatch.setattr(cpu_attention, "MOST_KEPT", 0)
+    for most in (1, 128 * 300 * 4, 2**21):  # numbers at once: a row, four rows, all
+        monkeypatch.setattr(cpu_attention, "MOST_MADE", most)
+        for dropout, wanted in zip((0.0, 0.2), kept, strict=True):
+            for a, b in zip(answer(dropout), wanted, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [True, False])
+def test_dropout_of_attention(causal: bool, dtype: torch.dtype) -> None:
+    """The mask is read off by values that are the unit matrix; then all is what plain operators make of that mask."""
+    count, share = 160, 0.3
+    lengths = None if causal else torch.tensor([160, 90])
+    q, k, v = (normal(2, 3, count, 16, seed=i, dtype=dtype) for i in range(3))
+    dy, unit = normal(2, 3, count, 16, seed=9), torch.eye(count, dtype=dtype).expand(2, 3, count, count)
+
+    def ours(*parts: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return attention(*parts, lengths, share)
+
+    visible = (
+        torch.ones(count, count).tril().bool() if causal else (torch.arange(count) < lengths[:, None])[:, None, None]
+    )  # type: ignore[index]
+    p = ours(F.pad(q, (0, count - 16)).contiguous(), F.pad(k, (0, count - 16)).contiguous(), unit)
+    left = (p > 0) & visible
+    assert float(left.sum() / visible.expand_as(left).sum()) == pytest.approx(1 - share, abs=0.01)
+    seen = visible.expand_as(left)
+    for near, other, at in (  # neighbouring keys, queries and heads are dropped independently of each other
+        (left[..., 1:], left[..., :-1], seen[..., 1:] & seen[..., :-1]),
+        (left[:, :, 1:], left[:, :, :-1], seen[:, :, 1:] & seen[:, :, :-1]),
+        (left[:, 1:], left[:, :-1], seen[:, 1:]),
+    ):
+        agree = float((near == other)[at].float().mean())
+        assert agree == pytest.approx(share**2 + (1 - share) ** 2, abs=0.015)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q.float() @ k.float().transpose(2, 3) / 4).masked_fill(~visible, float("-inf"))
+        return (scores.softmax(dim=3) * left / (1 - share)) @ v.float()
+
+    for a, b in zip(both_ways(ours, [q, k, v], dy), both_ways(plain, [q, k, v], dy), strict=True):
+        torch.testing.assert_close(a, b, **(NEAR[dtype] if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}))
+
+
+def test_dropout_is_drawn_anew_each_time_and_repeats_with_the_seed() -> None:
+    q = normal(1, 2, 40, 8)
+    torch.manual_seed(1)
+    first, second = attention(q, q, q, None, 0.5), attention(q, q, q, None, 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(attention(q, q, q, None, 0.5), first) and not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zhixing.errors import InputError
 from zhixing.models.gpt import GPT, GPTSettings
-from zhixing.models.layers import MOST_SCORES
+from zhixing.models.layers import MOST_KEPT
 from zhixing.models.lstm import LSTM, LSTMSettings
 from zhixing.recipe import ModelSettings, Recipe, TrainSettings
 from zhixing.training import plan
@@ -129,7 +129,7 @@ def test_activations_are_those_that_autograd_keeps(
 
 def test_what_is_held_is_the_objective_s_and_the_layers() -> None:
     assert plan.LOGITS_HELD == LOGITS_HELD
-    assert plan.SCORES_HELD == MOST_SCORES
+    assert plan.SCORES_HELD == MOST_KEPT
 
 
 def test_steps() -> None:

@@ -14,7 +14,7 @@ from zhixing.errors import InputError
 from zhixing.models.products import linear
 
 FEWEST_NUMBERS = 2**14  # below, a loop is not worth numba's start
-MOST_SCORES = 2**23  # B H T S, of a layer's attention that is kept whole for the way back: 32 MB in fp32
+MOST_KEPT = 2**23  # B H T S, of a layer's attention weights that are kept for the way back: 32 MB in fp32
 
 
 def compiled_loops(x: Tensor) -> bool:
@@ -27,6 +27,11 @@ def compiled_loops(x: Tensor) -> bool:
         and x.numel() >= FEWEST_NUMBERS
         and not torch.compiler.is_compiling()
     )
+
+
+def own_attention(q: Tensor, dropout: float) -> bool:
+    """Whether models/cpu_attention.py leads: torch's own does where P is too large to keep, but not with dropout."""
+    return compiled_loops(q) and (dropout > 0 or q[..., 0].numel() * q.shape[2] <= MOST_KEPT)
 
 
 class RMSNorm(nn.Module):
@@ -208,11 +213,11 @@ class SelfAttention(nn.Module):
         """x (B, T, D) -> (B, T, D); each token sees itself and what is before it."""
         q, k, v = self.heads(x, rotary)
         dropout = self.dropout if self.training else 0.0
-        if compiled_loops(q) and not dropout and q[..., 0].numel() * q.shape[2] <= MOST_SCORES:
+        if own_attention(q, dropout):
             from zhixing.models.cpu_attention import attention  # numba comes with it: only who trains waits for it
 
             shared = self.n_heads // self.n_kv_heads
-            mixed = attention(q, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), None)
+            mixed = attention(q, k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1), None, dropout)
         else:
             mixed = F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=self.n_kv_heads != self.n_heads
@@ -276,12 +281,12 @@ class BidirectionalAttention(nn.Module):
         """x (B, T, D) -> (B, T, D); mask (B, 1, 1, T), True = may be looked at, or None where all may."""
         q, k, v = self.heads(x)
         dropout = self.dropout if self.training else 0.0
-        if compiled_loops(q) and not dropout and q[..., 0].numel() * q.shape[2] <= MOST_SCORES:
+        if own_attention(q, dropout):
             lengths = _real_tokens(q, mask)
             if lengths is not None:
                 from zhixing.models.cpu_attention import attention
 
-                return self.out(attention(q, k, v, lengths).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+                return self.out(attention(q, k, v, lengths, dropout).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 

@@ -100,15 +100,15 @@ def activation_bytes(model: ModelSettings, tokens: int, number_bytes: int = 4) -
     """What backward needs of `tokens` tokens that go through the blocks at once, outside the head; dropout's masks too.
 
     Counted from what autograd keeps of each operator in models/layers.py; tests hold it against the real models. A
-    compiled run keeps less. Dropout inside attention keeps the (T, T) weights: three numbers a head and pair of tokens.
-    So do our own loops for a processor (models/cpu_attention.py), one number a pair where it is not in the future.
+    compiled run keeps less. Our own loops for a processor (models/cpu_attention.py) keep attention's weights while they
+    are few, one number a head and pair of tokens.
     """
     d, heads = model.d_model, model.n_heads
     if model.family == "lstm":
         return tokens * (19 * model.n_layers + 2) * d * number_bytes  # nn.LSTM's workspace is about 17 D a layer
     kv = n_kv_heads(model) * (d // heads)
     kept_whole = tokens * heads * model.max_len <= SCORES_HELD
-    weights = 3 * heads * model.max_len if model.dropout else heads * model.max_len if kept_whole else 0
+    weights = heads * model.max_len if kept_whole else 0
     if model.layout == "gpt2":
         # x and its norm twice, q, k, v, their mixture; before and after GELU
         per_layer = (10 if model.dropout else 8) * d + 2 * d_ff(model) + weights
