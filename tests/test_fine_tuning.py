@@ -155,6 +155,31 @@ def test_frozen_layers_stay_bit_for_bit_and_a_resume_keeps_all(base: Classifier,
         train(data, again, *BERT, *more, "train.layer_decay=0.9", resume=True)
 
 
+def test_the_recipe_says_how_long_texts_may_be_and_what_is_dropped_not_the_model_that_is_started_from(
+    base: Classifier, data: Path, tmp_path: Path
+) -> None:
+    from zhixing.interchange.model_directory import write_model_directory
+
+    shorter = ("model.max_len=12", "model.dropout=0.25", "model.freeze_layers=1")
+    run = train(data, tmp_path / "bert", *BERT, f"task.start={base.path}", *shorter)
+    assert (run.model.settings.max_len, run.model.settings.dropout) == (12, 0.25)
+    given = base.model.get_parameter("encoder.positions.weight")
+    assert len(given) == 32 and torch.equal(run.model.get_parameter("encoder.positions.weight"), given[:12])
+    loaded = cast(Classifier, zhixing.load(run.path))
+    np.testing.assert_allclose(loaded.probabilities(ASKED), run.probabilities(ASKED), atol=1e-6)
+
+    assert base.tokenizer is not None
+    start = tmp_path / "gpt2"
+    gpt = GPT(GPTSettings(base.tokenizer.vocab_size, "gpt2", 32, 2, 2, 2, 128, 64), torch.Generator().manual_seed(0))
+    write_model_directory(start, gpt, base.tokenizer)
+    short = train(data, tmp_path / "gpt", *SETTINGS, "model.family=gpt", f"task.start={start}", *shorter)
+    assert short.model.settings.max_len == 12
+    positions = short.model.get_parameter("gpt.positions.weight")
+    assert torch.equal(positions, gpt.get_parameter("positions.weight")[:12])
+    longer = train(data, tmp_path / "longer", *BERT, f"task.start={base.path}", "model.max_len=400")
+    assert longer.model.settings.max_len == 32, "it can be no longer than what is started from"
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [

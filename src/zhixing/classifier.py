@@ -554,17 +554,25 @@ def _network(recipe: Recipe, tokenizer: Tokenizer, n_labels: int, generator: tor
         encoder = start if isinstance(start, Bert) else getattr(start, "encoder", None)
         if not isinstance(encoder, Bert):
             raise InputError("task.start is no bert", where=recipe.task.start, mend="give a folder of that family")
-        model = BertClassifier(replace(encoder.settings, n_labels=n_labels), generator)
-        model.encoder.load_state_dict(encoder.state_dict(), strict=False)
+        shorter = replace(
+            encoder.settings, n_labels=n_labels, dropout=m.dropout, max_len=min(m.max_len, encoder.settings.max_len)
+        )
+        model = BertClassifier(shorter, generator)
+        tensors = encoder.state_dict()
+        tensors["positions.weight"] = tensors["positions.weight"][: shorter.max_len]
+        model.encoder.load_state_dict(tensors, strict=False)
         return model
     if m.family == "gpt":
         if start is not None and not isinstance(start, GPT):
             raise InputError("task.start is no gpt", where=recipe.task.start, mend="give a run of that family")
-        gpt = start.settings if isinstance(start, GPT) else GPTSettings(
-            size, m.layout, m.d_model, m.n_layers, m.n_heads, n_kv_heads(m), d_ff(m), m.max_len, m.dropout
-        )  # fmt: skip
+        if start is None:
+            gpt = GPTSettings(
+                size, m.layout, m.d_model, m.n_layers, m.n_heads, n_kv_heads(m), d_ff(m), m.max_len, m.dropout
+            )
+        else:
+            gpt = replace(start.settings, dropout=m.dropout, max_len=min(m.max_len, start.settings.max_len))
         classifier = GPTClassifier(GPTClassifierSettings(gpt, n_labels), generator)
-        if isinstance(start, GPT):
+        if start is not None:
             classifier.start_from(start)
         return classifier
     model_: TextCNNClassifier | LSTMClassifier

@@ -262,8 +262,11 @@ class GPTClassifier(nn.Module):
             self.score.weight.normal_(0.0, 0.02, generator=generator)
 
     def start_from(self, gpt: GPT) -> None:
-        """Take over the weights of a trained language model."""
-        self.gpt.load_state_dict({k: v for k, v in gpt.state_dict().items() if not k.startswith("lm_head.")})
+        """Take over the weights of a trained language model, and as many of its positions as this one has."""
+        tensors = {k: v for k, v in gpt.state_dict().items() if not k.startswith("lm_head.")}
+        if "positions.weight" in tensors:
+            tensors["positions.weight"] = tensors["positions.weight"][: self.settings.max_len]
+        self.gpt.load_state_dict(tensors)
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids (B, T) int64 -> (B, T, D)."""
