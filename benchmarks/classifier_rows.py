@@ -26,7 +26,6 @@ SETS = {
     "imdb": "imdb",
 }
 GLOVE = "model.d_model=50 model.embeddings=glove-6b-50d"
-HEAVY = ("imdb", "20newsgroups")  # long texts, and many
 
 
 def command(family: str, name: str) -> str:
@@ -39,18 +38,19 @@ def command(family: str, name: str) -> str:
     length = "model.max_len=128" if name == "rotten-tomatoes" else "model.max_len=256"
     words = "tokenizer.kind=char" if name == "chinese-reviews" else GLOVE
     if family == "textcnn":
-        return f"zhixing train textcnn-rotten-tomatoes data.source={source} {length} {words} model.n_filters=150"
+        more = f"{length} {words} model.n_filters=150 train.max_steps=1200 train.learning_rate=0.003"
+        return f"zhixing train textcnn-rotten-tomatoes data.source={source} {more}"
     if family == "lstm":
-        return f"zhixing train lstm-rotten-tomatoes data.source={source} {length} {words}"
+        more = f"{length} {words} train.max_steps=800 train.learning_rate=0.005"
+        return f"zhixing train lstm-rotten-tomatoes data.source={source} {more}"
     if family == "gpt":
         letters = " tokenizer.kind=char" if name == "chinese-reviews" else ""
-        return f"zhixing train gpt-rotten-tomatoes data.source={source} {length}{letters} train.num_train_epochs=4"
-    steps = 600 if name == "imdb" else 300
-    epochs = 2 if name == "imdb" else 4
-    return (
-        f"zhixing train bert-imdb data.source={source} {length} task.pretrain_steps={steps}"
-        f" train.num_train_epochs={epochs}"
-    )
+        return f"zhixing train gpt-rotten-tomatoes data.source={source} {length}{letters} train.num_train_epochs=6"
+    if name == "chinese-reviews":  # MiniLM has read English only
+        more = "model.max_len=128 tokenizer.kind=char task.pretrain_steps=300 train.num_train_epochs=4"
+        return f"zhixing train bert-imdb data.source={source} {more}"
+    more = "model.max_len=128 model.freeze_layers=3 train.num_train_epochs=2 train.learning_rate=0.0002"
+    return f"zhixing train minilm-rotten-tomatoes data.source={source} {more}"
 
 
 def row(family: str, name: str, folder: Path) -> dict[str, object]:
