@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zhixing.decoding.filters import filtered, forbidden, repetition_penalty
-from zhixing.decoding.protocol import LanguageModel, S, context_length
+from zhixing.decoding.protocol import LanguageModel, S, as_reader, context_length
 from zhixing.decoding.sampling import draw, most_probable, random_stream, refuse_not_finite, sample
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
@@ -256,7 +256,8 @@ class Decoder(Generic[S]):
     def _seen(self, rows: list[_Row]) -> Tensor:
         seen = torch.zeros(len(rows), self.model.settings.vocab_size, dtype=torch.bool, device=self._device)
         for place, row in enumerate(rows):
-            seen[place, torch.tensor(row.prompt + row.ids, device=self._device)] = True
+            known = row.ids if as_reader(self.model) else row.prompt + row.ids
+            seen[place, torch.tensor(known, dtype=torch.int64, device=self._device)] = True
         return seen
 
 
@@ -265,16 +266,25 @@ def room_for(model: LanguageModel[S], prompt: list[int], settings: DecodingSetti
 
     InputError for a prompt that is empty, holds an unknown id, or leaves no room for a single token.
     """
-    vocab_size, context = model.settings.vocab_size, context_length(model)
+    context, reader = context_length(model), as_reader(model)
+    vocab_size = model.settings.vocab_size
     if not prompt:
         raise InputError("the prompt holds no token", mend="start from the tokenizer's end-of-text id")
-    for name, ids in (("the prompt", prompt), ("eos_ids", settings.eos_ids)):
-        if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
-            wrong = next(i for i in ids if not 0 <= i < vocab_size)
+    read = vocab_size if reader is None else reader.source_vocab_size
+    for name, ids, size in (("the prompt", prompt, read), ("eos_ids", settings.eos_ids, vocab_size)):
+        if ids and not (min(ids) >= 0 and max(ids) < size):
+            wrong = next(i for i in ids if not 0 <= i < size)
             raise InputError(
-                f"{name} has the id {wrong}, the model knows 0 to {vocab_size - 1}",
+                f"{name} has the id {wrong}, the model knows 0 to {size - 1}",
                 why="the tokenizer and the model are not of the same run",
             )
+    if reader is not None:
+        if len(prompt) > reader.longest_source:
+            raise InputError(
+                f"the text has {len(prompt)} tokens, the model reads {reader.longest_source} at most",
+                mend="split it into sentences",
+            )
+        return settings.max_new_tokens if context is None else min(settings.max_new_tokens, context - 1)
     if context is None:
         return settings.max_new_tokens
     if len(prompt) >= context:
@@ -294,6 +304,8 @@ def prefill(
     The prompts are read side by side, in chunks of about `budget` tokens in all; `capacity` is what a row will hold in
     the end, prompt and output.
     """
+    if (reader := as_reader(model)) is not None:
+        return reader.read_sources(prompts, capacity)
     device = model.head().device
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (P,)
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(device)

@@ -6,7 +6,8 @@ an LSTM's (h, c) are both state; decoding never looks inside one.
 
 from __future__ import annotations
 
-from typing import Protocol, Self, TypeVar
+from collections.abc import Sequence
+from typing import Protocol, Self, TypeVar, cast
 
 from torch import Tensor
 
@@ -36,13 +37,14 @@ class Sizes(Protocol):
 
 
 S = TypeVar("S", bound=State)
+Made = TypeVar("Made", bound=State, covariant=True)
 
 
 class LanguageModel(Protocol[S]):
     """A model that predicts the next token. B rows, T new tokens, D d_model, V vocab_size.
 
-    It may have one thing more, `most_probable(hidden (B, D), excluded ids) -> ids (B,) or None`: where a row's greatest
-    logit is all that is asked for, a model may know a faster way to it than all logits.
+    It may have more. `most_probable(hidden (B, D), excluded ids) -> ids (B,) or None`: where a row's greatest logit is
+    all that is asked for, a model may know a faster way to it than all logits. An encoder-decoder is a `Reader` too.
     """
 
     training: bool
@@ -67,6 +69,29 @@ class LanguageModel(Protocol[S]):
     def step(self, ids: Tensor, n_new: Tensor, state: S) -> Tensor:
         """ids (B, T) right-padded, row b has n_new[b] real ones -> hidden (B, T, D); the state moves on in place."""
         ...
+
+
+class Reader(Protocol[Made]):
+    """A model whose prompts are texts of another side: they are read apart and take no room of what is written."""
+
+    @property
+    def longest_source(self) -> int:
+        """The most tokens of a prompt."""
+        ...
+
+    @property
+    def source_vocab_size(self) -> int:
+        """How many ids a prompt may hold."""
+        ...
+
+    def read_sources(self, sources: Sequence[Sequence[int]], capacity: int) -> tuple[Made, Tensor]:
+        """A row for each prompt with room for `capacity` tokens, and the hidden states (P, D) to start writing from."""
+        ...
+
+
+def as_reader(model: LanguageModel[S]) -> Reader[S] | None:
+    """The model, if it reads its prompts apart."""
+    return cast(Reader[S], model) if hasattr(model, "read_sources") else None
 
 
 def context_length(model: LanguageModel[S]) -> int | None:

@@ -29,9 +29,9 @@ def compiled_loops(x: Tensor) -> bool:
     )
 
 
-def own_attention(q: Tensor, dropout: float) -> bool:
+def own_attention(q: Tensor, k: Tensor, dropout: float) -> bool:
     """Whether models/cpu_attention.py leads: torch's own does where P is too large to keep, but not with dropout."""
-    return compiled_loops(q) and (dropout > 0 or q[..., 0].numel() * q.shape[2] <= MOST_KEPT)
+    return compiled_loops(q) and (dropout > 0 or q[..., 0].numel() * k.shape[2] <= MOST_KEPT)
 
 
 class RMSNorm(nn.Module):
@@ -213,7 +213,7 @@ class SelfAttention(nn.Module):
         """x (B, T, D) -> (B, T, D); each token sees itself and what is before it."""
         q, k, v = self.heads(x, rotary)
         dropout = self.dropout if self.training else 0.0
-        if own_attention(q, dropout):
+        if own_attention(q, k, dropout):
             from zhixing.models.cpu_attention import attention  # numba comes with it: only who trains waits for it
 
             shared = self.n_heads // self.n_kv_heads
@@ -253,13 +253,24 @@ def _causal_mask(positions: Tensor, seen: int) -> Tensor:
     return torch.arange(seen, device=positions.device) <= positions[..., None]
 
 
-def _real_tokens(q: Tensor, mask: Tensor | None) -> Tensor | None:
+def _real_tokens(k: Tensor, mask: Tensor | None) -> Tensor | None:
     """How many tokens each row has before its padding (B,); None where padding stands elsewhere than on the right."""
     if mask is None:
-        return torch.full((len(q),), q.shape[2])
+        return torch.full((len(k),), k.shape[2])
     real = mask[:, 0, 0]  # (B, T)
     lengths = real.sum(dim=1)
     return lengths if torch.equal(real, torch.arange(real.shape[1]) < lengths[:, None]) else None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(Q K^T / sqrt(K)) V over all keys that the mask (B, 1, 1, S) allows, None allowing all -> (B, H, T, K)."""
+    if own_attention(q, k, dropout):
+        lengths = _real_tokens(k, mask)
+        if lengths is not None:
+            from zhixing.models.cpu_attention import attention
+
+            return attention(q, k, v, lengths, dropout)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
 
 
 class BidirectionalAttention(nn.Module):
@@ -280,14 +291,7 @@ class BidirectionalAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, T, D) -> (B, T, D); mask (B, 1, 1, T), True = may be looked at, or None where all may."""
         q, k, v = self.heads(x)
-        dropout = self.dropout if self.training else 0.0
-        if own_attention(q, dropout):
-            lengths = _real_tokens(q, mask)
-            if lengths is not None:
-                from zhixing.models.cpu_attention import attention
-
-                return self.out(attention(q, k, v, lengths, dropout).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # (B, H, T, K)
+        mixed = attend(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def weights(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -301,6 +305,28 @@ class BidirectionalAttention(nn.Module):
             scores = scores.masked_fill(~mask, -torch.inf)
         weights: Tensor = scores.float().softmax(dim=-1)
         return weights
+
+
+class CrossAttention(nn.Module):
+    """softmax(Q K^T / sqrt(K)) V: Q of what is written, K and V of what was read (Vaswani et al. 2017, 3.2.3)."""
+
+    def __init__(self, d_model: int, n_heads: int, *, dropout: float) -> None:
+        super().__init__()
+        self.n_heads, self.head_size, self.dropout = n_heads, d_model // n_heads, dropout
+        self.q = Linear(d_model, d_model)
+        self.kv = JoinedLinear(d_model, (d_model, d_model), bias=True)
+        self.out = Linear(d_model, d_model)
+
+    def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """k, v (B, H, S, K) each of what was read (B, S, D): once a text."""
+        k, v = self.kv(memory).unflatten(-1, (2, self.n_heads, self.head_size)).permute(2, 0, 3, 1, 4).unbind(0)
+        return k, v
+
+    def forward(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """y (B, T, D) looks at k, v (B, H, S, K); mask (B, 1, 1, S) or None -> (B, T, D)."""
+        q = self.q(y).unflatten(-1, (self.n_heads, self.head_size)).transpose(1, 2)  # (B, H, T, K)
+        mixed = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class SwiGLU(nn.Module):

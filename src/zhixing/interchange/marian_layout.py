@@ -1,0 +1,182 @@
+"""The names, shapes and settings that transformers gives the models of Marian and OPUS-MT, and back.
+
+    ours                                      theirs (model_type marian)
+    embedding.weight                          model.shared.weight, or model.decoder.embed_tokens.weight
+    source_embedding.weight                   model.encoder.embed_tokens.weight, where each side has a table
+    encoder.0.attention.qkv.weight            model.encoder.layers.0.self_attn.q_proj, k_proj, v_proj, stacked by rows
+    decoder.0.cross_attention.kv.weight       model.decoder.layers.0.encoder_attn.k_proj, v_proj, stacked by rows
+    decoder.0.feed_forward.up.weight          model.decoder.layers.0.fc1.weight
+    logits_bias                               final_logits_bias (1, V)
+
+Positions follow from the settings: files that hold their table are read without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zhixing.errors import InputError
+from zhixing.interchange.transformers_layout import LayoutRow
+from zhixing.models.marian import Activation, MarianSettings
+
+ACTIVATIONS: dict[str, Activation] = {"swish": "silu", "silu": "silu", "gelu": "gelu", "relu": "relu"}
+BIAS = "final_logits_bias"
+ONLY_VALUES: dict[str, tuple[object, ...]] = {
+    "normalize_before": (False,),
+    "normalize_embedding": (False,),
+    "add_final_layer_norm": (False,),
+    "static_position_embeddings": (True,),
+    "add_bias_logits": (False,),
+    "extra_pos_embeddings": (0,),
+}  # what old files say of arithmetic that we do not have; where a key is missing, transformers computes as we do
+
+
+def marian_rows(s: MarianSettings) -> list[LayoutRow]:
+    """Each parameter of ours but the logits' bias, and where a file holds it."""
+    d, f = s.d_model, s.d_ff
+    shared = not s.source_vocab_size
+    table = "model.shared.weight" if shared else "model.decoder.embed_tokens.weight"
+    rows = [LayoutRow("embedding.weight", ((table, (s.vocab_size, d)),))]
+    if not shared:
+        source = ("model.encoder.embed_tokens.weight", (s.source_vocab_size, d))
+        rows.append(LayoutRow("source_embedding.weight", (source,)))
+    for side, count in (("encoder", s.n_encoder_layers), ("decoder", s.n_layers)):
+        for i in range(count):
+            mine, theirs = f"{side}.{i}", f"model.{side}.layers.{i}"
+            parts = [
+                ("attention.qkv", tuple(f"self_attn.{p}_proj" for p in "qkv"), (d, d)),
+                ("attention.out", ("self_attn.out_proj",), (d, d)),
+                ("feed_forward.up", ("fc1",), (f, d)),
+                ("feed_forward.down", ("fc2",), (d, f)),
+            ]
+            norms = [("attention_norm", "self_attn_layer_norm"), ("feed_forward_norm", "final_layer_norm")]
+            if side == "decoder":
+                parts += [
+                    ("cross_attention.q", ("encoder_attn.q_proj",), (d, d)),
+                    ("cross_attention.kv", ("encoder_attn.k_proj", "encoder_attn.v_proj"), (d, d)),
+                    ("cross_attention.out", ("encoder_attn.out_proj",), (d, d)),
+                ]
+                norms.append(("cross_attention_norm", "encoder_attn_layer_norm"))
+            for ours, names, shape in parts:
+                for kind, size in (("weight", shape), ("bias", shape[:1])):
+                    stored = tuple((f"{theirs}.{name}.{kind}", size) for name in names)
+                    rows.append(LayoutRow(f"{mine}.{ours}.{kind}", stored))
+            for ours, name in norms:
+                for kind in ("weight", "bias"):
+                    rows.append(LayoutRow(f"{mine}.{ours}.{kind}", ((f"{theirs}.{name}.{kind}", (d,)),)))
+    return rows
+
+
+def marian_to_layout(state: Mapping[str, Tensor], s: MarianSettings) -> dict[str, Tensor]:
+    """Our state dict -> the tensors of a file."""
+    tensors = {BIAS: state["logits_bias"][None].clone()}
+    for row in marian_rows(s):
+        begin = 0
+        for name, shape in row.stored:
+            tensors[name] = state[row.ours][begin : begin + shape[0]].clone()
+            begin += shape[0]
+    return tensors
+
+
+def marian_from_layout(tensors: Mapping[str, Tensor], s: MarianSettings) -> dict[str, Tensor]:
+    """The tensors of a file -> our state dict. InputError: one that is missing, or of another shape."""
+    state = {}
+    for row in [*marian_rows(s), LayoutRow("logits_bias", ((BIAS, (1, s.vocab_size)),))]:
+        for name, shape in row.stored:
+            if name not in tensors:
+                raise InputError(f"the weights hold no {name}", mend="config.json and the weights must be of one model")
+            if tuple(tensors[name].shape) != shape:
+                found = list(tensors[name].shape)
+                raise InputError(f"{name} has the shape {found}, config.json makes it {list(shape)}")
+        parts = [tensors[name] for name, _ in row.stored]
+        state[row.ours] = torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+    state["logits_bias"] = state["logits_bias"][0]
+    return state
+
+
+def marian_config(s: MarianSettings, *, eos_id: int, pad_id: int) -> dict[str, Any]:
+    """config.json of a model."""
+    return {
+        "architectures": ["MarianMTModel"],
+        "model_type": "marian",
+        "vocab_size": s.source_vocab_size or s.vocab_size,
+        "decoder_vocab_size": s.vocab_size,
+        "share_encoder_decoder_embeddings": not s.source_vocab_size,
+        "d_model": s.d_model,
+        "encoder_layers": s.n_encoder_layers,
+        "decoder_layers": s.n_layers,
+        "encoder_attention_heads": s.n_heads,
+        "decoder_attention_heads": s.n_heads,
+        "encoder_ffn_dim": s.d_ff,
+        "decoder_ffn_dim": s.d_ff,
+        "max_position_embeddings": s.max_len,
+        "dropout": s.dropout,
+        "attention_dropout": s.dropout,
+        "activation_dropout": 0.0,
+        "activation_function": s.activation,
+        "scale_embedding": s.scale_embedding,
+        "decoder_start_token_id": s.start_id,
+        "eos_token_id": eos_id,
+        "forced_eos_token_id": None,
+        "pad_token_id": pad_id,
+        "tie_word_embeddings": True,
+        "is_encoder_decoder": True,
+    }
+
+
+def marian_settings(config: Mapping[str, Any]) -> MarianSettings:
+    """Our settings from a config.json. InputError: a number that is missing or no count, arithmetic we do not have."""
+    for key, allowed in ONLY_VALUES.items():
+        if key in config and config[key] not in allowed:
+            raise InputError(f"{key} = {config[key]!r} is not supported", where=f"config.json, {key}")
+    for side, other in (
+        ("encoder_attention_heads", "decoder_attention_heads"),
+        ("encoder_ffn_dim", "decoder_ffn_dim"),
+    ):
+        if config.get(side) != config.get(other):
+            raise InputError(
+                f"{side} = {config.get(side)!r} differs from {other} = {config.get(other)!r}", where="config.json"
+            )
+    activation = config.get("activation_function", "gelu")
+    if activation not in ACTIVATIONS:
+        raise InputError(
+            f"activation_function = {activation!r} is not supported",
+            where="config.json, activation_function",
+            mend=f"we compute {', '.join(ACTIVATIONS)}",
+        )
+    shared = config.get("share_encoder_decoder_embeddings", True)
+    source = _count(config, "vocab_size")
+    written = source if config.get("decoder_vocab_size") is None else _count(config, "decoder_vocab_size")
+    if shared and written != source:
+        raise InputError(
+            f"decoder_vocab_size = {written} differs from vocab_size = {source}, while both sides share one table",
+            where="config.json, share_encoder_decoder_embeddings",
+        )
+    s = MarianSettings(
+        vocab_size=written,
+        source_vocab_size=0 if shared else source,
+        d_model=_count(config, "d_model"),
+        n_encoder_layers=_count(config, "encoder_layers"),
+        n_layers=_count(config, "decoder_layers"),
+        n_heads=_count(config, "encoder_attention_heads"),
+        d_ff=_count(config, "encoder_ffn_dim"),
+        max_len=_count(config, "max_position_embeddings"),
+        dropout=float(config.get("dropout", 0.1)),
+        activation=ACTIVATIONS[activation],
+        scale_embedding=bool(config.get("scale_embedding", False)),
+        start_id=int(config.get("decoder_start_token_id") or 0),
+    )
+    if s.d_model % s.n_heads or s.d_model % 2:
+        raise InputError(f"d_model = {s.d_model} does not divide into {s.n_heads} heads", where="config.json, d_model")
+    return s
+
+
+def _count(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 24:
+        raise InputError(f"{key} = {value!r} is no count", where=f"config.json, {key}")
+    return value

@@ -1,0 +1,296 @@
+"""The Transformer that reads one text and writes another (Vaswani et al. 2017), in the layout of Marian and OPUS-MT.
+
+    encoder block   x = LN(x + SelfAttention(x)),  x = LN(x + FFN(x))                             (section 3.1)
+    decoder block   y = LN(y + causal SelfAttention(y)),  y = LN(y + CrossAttention(y, x)),  y = LN(y + FFN(y))
+    input           sqrt(D) E[id] + position,  position of channel i: sin or cos of p / 10000^(2i / D)   (section 3.5)
+    logits          y E^T + b
+
+What differs from the paper: the sines of a position stand in the first half of its channels and the cosines in the
+second (a permutation), the feed-forward's activation is a setting (OPUS-MT takes x sigmoid(x)), and the logits have a
+bias. What is written starts from a start id, which OPUS-MT has pad for.
+
+The encoder runs once a text. Its keys and values in every decoder block are the memory of a `MarianState`; hypotheses
+of the same text share one memory: they stand beside each other as queries of one attention.
+
+Shapes: B rows, G texts that are read, W rows a text, T tokens written, S tokens read, D d_model, H heads, K head size,
+L decoder layers, V vocab_size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zhixing.models.layers import (
+    BidirectionalAttention,
+    CrossAttention,
+    DecodingState,
+    KeyValueCache,
+    Linear,
+    SelfAttention,
+)
+
+Activation = Literal["silu", "gelu", "relu"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
+
+
+@dataclass(frozen=True)
+class MarianSettings:
+    """vocab_size is the side's that is written; source_vocab_size 0 means that both sides share one table."""
+
+    vocab_size: int
+    source_vocab_size: int = 0
+    d_model: int = 512
+    n_encoder_layers: int = 6
+    n_layers: int = 6
+    n_heads: int = 8
+    d_ff: int = 2048
+    max_len: int = 512
+    dropout: float = 0.1
+    activation: Activation = "silu"
+    scale_embedding: bool = True
+    start_id: int = 0
+    norm_eps: float = 1e-5
+
+
+def sinusoids(max_len: int, d_model: int) -> Tensor:
+    """Position p, channel i of the first half: sin(p / 10000^(2i / D)); of the second: cos. (max_len, D) fp32."""
+    speeds = 10_000 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)  # (D / 2,)
+    angles = torch.arange(max_len, dtype=torch.float64)[:, None] * speeds  # (max_len, D / 2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
+
+
+class FeedForward(nn.Module):
+    """W2 activation(W1 x + b1) + b2 (Vaswani et al. 2017, eq. 2, where it is max(0, x))."""
+
+    def __init__(self, s: MarianSettings) -> None:
+        super().__init__()
+        self.up = Linear(s.d_model, s.d_ff)
+        self.down = Linear(s.d_ff, s.d_model)
+        self.activation = ACTIVATIONS[s.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))  # type: ignore[no-any-return]
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, s: MarianSettings) -> None:
+        super().__init__()
+        self.attention = BidirectionalAttention(s.d_model, s.n_heads, dropout=s.dropout)
+        self.attention_norm = nn.LayerNorm(s.d_model, s.norm_eps)
+        self.feed_forward = FeedForward(s)
+        self.feed_forward_norm = nn.LayerNorm(s.d_model, s.norm_eps)
+        self.dropout = nn.Dropout(s.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.attention_norm(x + self.dropout(self.attention(x, mask)))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))  # type: ignore[no-any-return]
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, s: MarianSettings) -> None:
+        super().__init__()
+        self.attention = SelfAttention(
+            s.d_model, s.n_heads, s.n_heads, bias=True, qk_norm=False, norm_eps=s.norm_eps, dropout=s.dropout
+        )
+        self.attention_norm = nn.LayerNorm(s.d_model, s.norm_eps)
+        self.cross_attention = CrossAttention(s.d_model, s.n_heads, dropout=s.dropout)
+        self.cross_attention_norm = nn.LayerNorm(s.d_model, s.norm_eps)
+        self.feed_forward = FeedForward(s)
+        self.feed_forward_norm = nn.LayerNorm(s.d_model, s.norm_eps)
+        self.dropout = nn.Dropout(s.dropout)
+
+    def forward(self, y: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """y (B, T, D) over memory (B, S, D), mask (B, 1, 1, S)."""
+        y = self.attention_norm(y + self.dropout(self.attention(y, None)))
+        k, v = self.cross_attention.keys_and_values(memory)
+        y = self.cross_attention_norm(y + self.dropout(self.cross_attention(y, k, v, mask)))
+        return self.feed_forward_norm(y + self.dropout(self.feed_forward(y)))  # type: ignore[no-any-return]
+
+    def step(
+        self,
+        y: Tensor,
+        cache: KeyValueCache,
+        positions: Tensor | int,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        width: int,
+    ) -> Tensor:
+        """The same for T new tokens of B = G * width rows; k, v (G, H, S, K) of the texts, mask (G, 1, 1, S)."""
+        y = self.attention_norm(y + self.attention.step(y, None, cache, positions))
+        beside = y.reshape(-1, width * y.shape[1], y.shape[2])  # (G, W T, D)
+        y = self.cross_attention_norm(y + self.cross_attention(beside, k, v, mask).view_as(y))
+        return self.feed_forward_norm(y + self.feed_forward(y))  # type: ignore[no-any-return]
+
+
+class MarianState:
+    """What is written so far, and the memory of the texts that are read.
+
+    keys and values (L, G, H, S, K), lengths of the texts (G,), and `owners` (B,): the text of each row.
+    """
+
+    def __init__(
+        self, written: DecodingState, keys: Tensor, values: Tensor, source_lengths: Tensor, owners: Tensor
+    ) -> None:
+        self.written, self.keys, self.values = written, keys, values
+        self.source_lengths, self.owners = source_lengths, owners
+        self._shared: tuple[Tensor, Tensor, Tensor | None, int] | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.written.lengths
+
+    def select(self, rows: Tensor) -> MarianState:
+        """The given rows in that order; a text that no row reads any more is forgotten."""
+        texts, owners = torch.unique(self.owners[rows], return_inverse=True)
+        written = self.written.select(rows)
+        if len(texts) == len(self.source_lengths):
+            return MarianState(written, self.keys, self.values, self.source_lengths, owners)
+        return MarianState(written, self.keys[:, texts], self.values[:, texts], self.source_lengths[texts], owners)
+
+    def append(self, other: MarianState) -> MarianState:
+        """The rows of both, this one's first."""
+        longest = max(self.keys.shape[3], other.keys.shape[3])
+        keys, values = (
+            torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[3])) for x in pair], dim=1)
+            for pair in ((self.keys, other.keys), (self.values, other.values))
+        )
+        lengths = torch.cat([self.source_lengths, other.source_lengths])
+        owners = torch.cat([self.owners, other.owners + len(self.source_lengths)])
+        return MarianState(self.written.append(other.written), keys, values, lengths, owners)
+
+    def memory(self) -> tuple[Tensor, Tensor, Tensor | None, int]:
+        """Keys and values, (L, G, H, S, K), their mask (G, 1, 1, S) or None, and the rows W that share each.
+
+        Shared as they lie where every text has its W rows beside each other; else each row gets a copy, W = 1.
+        """
+        if self._shared is None:
+            keys, values, lengths = self.keys, self.values, self.source_lengths
+            width = max(1, len(self.owners) // len(lengths))
+            beside = torch.arange(len(lengths), device=self.owners.device).repeat_interleave(width)
+            if not torch.equal(self.owners, beside):
+                keys, values, lengths, width = keys[:, self.owners], values[:, self.owners], lengths[self.owners], 1
+            self._shared = keys, values, source_mask(lengths, keys.shape[3]), width
+        return self._shared
+
+
+def source_mask(lengths: Tensor, longest: int) -> Tensor | None:
+    """(G, 1, 1, S), True where a real token stands; None where all are real."""
+    if int(lengths.min()) == longest:
+        return None
+    return (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None]
+
+
+class Marian(nn.Module):
+    """Hidden states of what is written, from the ids of both sides; `logits` turns them into scores."""
+
+    positions: Tensor
+    logits_bias: Tensor
+
+    def __init__(self, settings: MarianSettings, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        s = self.settings = settings
+        self.embedding = nn.Embedding(s.vocab_size, s.d_model)
+        self.source_embedding = nn.Embedding(s.source_vocab_size, s.d_model) if s.source_vocab_size else None
+        self.encoder = nn.ModuleList(EncoderBlock(s) for _ in range(s.n_encoder_layers))
+        self.decoder = nn.ModuleList(DecoderBlock(s) for _ in range(s.n_layers))
+        self.dropout = nn.Dropout(s.dropout)
+        self.register_buffer("logits_bias", torch.zeros(s.vocab_size))
+        self.make_tables()
+        self.initialise(generator)
+
+    def make_tables(self) -> None:
+        """What follows from the settings alone and is stored in no file."""
+        self.register_buffer("positions", sinusoids(self.settings.max_len, self.settings.d_model), persistent=False)
+
+    def initialise(self, generator: torch.Generator | None) -> None:
+        """Glorot's uniform for matrices (Glorot & Bengio 2010, eq. 16), biases 0, norms 1.
+
+        Embeddings N(0, 1 / D), so that sqrt(D) E has the variance 1 that positions are made for.
+        """
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name.endswith("bias"):
+                    parameter.zero_()
+                elif name.endswith("embedding.weight"):
+                    parameter.normal_(0.0, self.settings.d_model**-0.5, generator=generator)
+                elif parameter.dim() == 2:
+                    nn.init.xavier_uniform_(parameter, generator=generator)
+
+    def encode(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """ids (B, S), mask (B, 1, 1, S) as of `source_mask` -> memory (B, S, D)."""
+        table = self.embedding if self.source_embedding is None else self.source_embedding
+        x = self._input(table, ids, self.positions[: ids.shape[1]])
+        for block in self.encoder:
+            x = block(x, mask)
+        return x
+
+    def forward(self, ids: Tensor, source_ids: Tensor, source_lengths: Tensor) -> Tensor:
+        """ids (B, T) of what is written, from start_id on; source_ids (B, S) right-padded -> hidden (B, T, D)."""
+        mask = source_mask(source_lengths, source_ids.shape[1])
+        memory = self.encode(source_ids, mask)
+        y = self._input(self.embedding, ids, self.positions[: ids.shape[1]])
+        for block in self.decoder:
+            y = block(y, memory, mask)
+        return y
+
+    def head(self) -> Tensor:
+        """The weight (V, D) that turns hidden states into logits: the embedding of the side that is written."""
+        return self.embedding.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden (..., D) -> logits (..., V) fp32."""
+        return F.linear(hidden, self.head(), self.logits_bias).float()
+
+    @property
+    def longest_source(self) -> int:
+        """The most tokens of a text that is read."""
+        return self.settings.max_len
+
+    @property
+    def source_vocab_size(self) -> int:
+        return self.settings.source_vocab_size or self.settings.vocab_size
+
+    def new_state(self, rows: int, max_len: int) -> MarianState:
+        """Of `rows` texts that hold nothing but the start id: `read_sources` makes those of real ones."""
+        return self.read_sources([[self.settings.start_id]] * rows, max_len)[0]
+
+    def read_sources(self, sources: Sequence[Sequence[int]], capacity: int) -> tuple[MarianState, Tensor]:
+        """Read the texts, one row each, and write the start id: the state, and the hidden state (G, D) of the start."""
+        s, device = self.settings, self.embedding.weight.device
+        lengths = torch.tensor([len(ids) for ids in sources], device=device)
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sources], batch_first=True).to(device)  # (G, S)
+        memory = self.encode(ids, source_mask(lengths, ids.shape[1]))
+        pairs = [block.cross_attention.keys_and_values(memory) for block in self._decoder_blocks()]
+        keys, values = (torch.stack([pair[i] for pair in pairs]) for i in (0, 1))  # (L, G, H, S, K)
+        shape = (s.n_layers, len(sources), s.n_heads, min(capacity, s.max_len) + 1, s.d_model // s.n_heads)
+        nothing = torch.zeros(len(sources), dtype=torch.int64, device=device)
+        written = DecodingState(memory.new_zeros(shape), memory.new_zeros(shape), nothing)
+        state = MarianState(written, keys, values, lengths, torch.arange(len(sources), device=device))
+        start = torch.full((len(sources), 1), s.start_id, device=device)
+        return state, self.step(start, torch.ones_like(nothing), state)[:, 0]
+
+    def step(self, ids: Tensor, n_new: Tensor, state: MarianState) -> Tensor:
+        """Feed T more tokens a row: ids (B, T) right-padded, row b has n_new[b] real ones. -> hidden (B, T, D)."""
+        slots, places = state.written.positions(ids.shape[1])
+        y = self._input(self.embedding, ids, self.positions[places.clamp(max=self.settings.max_len - 1)])
+        keys, values, mask, width = state.memory()
+        for layer, block in enumerate(self._decoder_blocks()):
+            y = block.step(y, state.written.cache(layer), slots, keys[layer], values[layer], mask, width)
+        state.written.advance(n_new)
+        return y
+
+    def _decoder_blocks(self) -> list[DecoderBlock]:
+        return [block for block in self.decoder if isinstance(block, DecoderBlock)]
+
+    def _input(self, table: nn.Embedding, ids: Tensor, positions: Tensor) -> Tensor:
+        """(B, T) -> (B, T, D)."""
+        scale = math.sqrt(self.settings.d_model) if self.settings.scale_embedding else 1.0
+        return self.dropout(table(ids) * scale + positions)  # type: ignore[no-any-return]

@@ -1,0 +1,401 @@
+"""Pairs of texts, one the translation (or the summary, or the reply) of the other: reading and cleaning, all counted.
+
+From jsonl, csv, tsv and parquet with a column for each side; from two files whose lines belong together, `A,B`; and
+from TMX, the exchange format of translation memories. Lengths are compared in UTF-8 bytes: an English sentence and its
+Chinese translation have about as many, though one has four times the characters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import xml.parsers.expat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from zhixing.errors import InputError
+from zhixing.progress import Progress, say
+from zhixing.recipe import DataSettings
+from zhixing.text import cleaning, readers
+from zhixing.text.readers import Bad, Row, SourceFile
+
+OnSuspect = Literal["drop", "keep"]
+
+SLACK = 20  # bytes that a side may have more whatever the ratio: short texts differ by a word
+SWAPPED = 0.8  # of the pairs whose sides are in each other's script: then the columns are taken the wrong way round
+FEWEST = 20  # pairs, to say anything about all of them
+PLACES_KEPT = readers.PLACES_KEPT
+
+LATIN, HAN = r"A-Za-z\u00c0-\u024f", r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+SCRIPTS = {
+    "latin": re.compile(f"[{LATIN}]"),
+    "han": re.compile(f"[{HAN}]"),
+    "japanese": re.compile(f"[{HAN}\u3040-\u30ff]"),
+    "hangul": re.compile("[\uac00-\ud7af]"),
+    "cyrillic": re.compile("[\u0400-\u04ff]"),
+    "arabic": re.compile("[\u0600-\u06ff]"),
+    "greek": re.compile("[\u0370-\u03ff]"),
+}
+LANGUAGES = {"zh": "han", "ja": "japanese", "ko": "hangul", "ru": "cyrillic", "uk": "cyrillic", "bg": "cyrillic",
+             "ar": "arabic", "fa": "arabic", "el": "greek", "en": "latin", "de": "latin", "fr": "latin", "es": "latin",
+             "it": "latin", "pt": "latin", "nl": "latin", "pl": "latin", "sv": "latin", "cs": "latin"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """How pairs are read. Languages are codes such as en and zh: for the sides of a TMX and the check of scripts."""
+
+    source_column: str = "source"
+    target_column: str = "target"
+    source_language: str = ""
+    target_language: str = ""
+    max_ratio: float = 4.0  # of the longer side to the shorter, in bytes; 0: any
+    identical: OnSuspect = "drop"  # pairs whose sides are the same
+    repeats: OnSuspect = "drop"  # a pair that came before
+    on_bad_record: Literal["fail", "skip", "quarantine"] = "fail"
+    normalize: Literal["none", "NFC", "NFKC"] = "NFC"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts that belong together, and a group (a file, a package, or "") that no split tears apart."""
+
+    source: str
+    target: str
+    group: str = ""
+
+
+@dataclass
+class PairCounts:
+    """What reading met. `read` is all pairs; those that were left out are counted by the first reason that held."""
+
+    read: int = 0
+    kept: int = 0
+    empty_side: int = 0
+    identical: int = 0
+    length_ratio: int = 0
+    wrong_script: int = 0
+    repeated: int = 0
+    bad_records: int = 0
+    bad_places: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs in the order of their source; `places` says where each one stands."""
+
+    name: str
+    pairs: list[Pair]
+    places: list[str]
+    counts: PairCounts
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.pairs[index]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the pairs and groups in their order."""
+        digest = hashlib.sha256()
+        for pair in self.pairs:
+            digest.update("\0".join((pair.source, pair.target, pair.group)).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def read_pairs(source: str, settings: PairSettings | None = None, *, quarantine: Path | None = None) -> Pairs:
+    """The pairs of a file, a folder, or two files `A,B` whose lines belong together.
+
+    What is left out is counted and said. InputError: two files of unequal length, sides that are plainly the wrong way
+    round, a bad record where on_bad_record is "fail", nothing left.
+    """
+    s = settings or PairSettings()
+    if s.max_ratio != 0 and not s.max_ratio >= 1:
+        raise InputError(f"max_ratio = {s.max_ratio}", why="a longer side is never shorter", mend="0, or 1 and more")
+    counts = PairCounts()
+    kept: list[Pair] = []
+    places: list[str] = []
+    seen = set[bytes]()
+    scripts = _Scripts(s.source_language, s.target_language)
+    with (
+        readers.Quarantine(quarantine or Path("quarantine.jsonl")) as aside,
+        Progress(f"reading {source}", None, "pairs") as progress,
+    ):
+        for item in _items(source, s):
+            if isinstance(item, Bad):
+                if s.on_bad_record == "fail":
+                    raise item.error
+                counts.bad_records += 1
+                if len(counts.bad_places) < PLACES_KEPT:
+                    counts.bad_places.append(f"{item.error.where}: {item.error.what}")
+                if s.on_bad_record == "quarantine":
+                    aside.add(item)
+                continue
+            pair, where = item
+            pair = Pair(_clean(pair.source, s), _clean(pair.target, s), pair.group)
+            counts.read += 1
+            scripts.see(pair)
+            if reason := _reason(pair, s, scripts, seen):
+                setattr(counts, reason, getattr(counts, reason) + 1)
+            else:
+                kept.append(pair)
+                places.append(where)
+            progress.update(counts.read)
+    scripts.refuse_swapped(source)
+    counts.kept = len(kept)
+    if not kept:
+        told = ", ".join(f"{name} {number}" for name, number in _left_out(counts)) or "it holds none"
+        raise InputError(f"no pair is left of {source!r}", why=told, mend="look at the first rows of the source")
+    if left_out := _left_out(counts):
+        told = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in left_out)
+        say(f"{source}: {len(kept):,} of {counts.read:,} pairs are kept; left out: {told}")
+    return Pairs(source, kept, places, counts)
+
+
+def _left_out(counts: PairCounts) -> list[tuple[str, int]]:
+    names = ("empty_side", "identical", "length_ratio", "wrong_script", "repeated", "bad_records")
+    return [(name, number) for name in names if (number := getattr(counts, name))]
+
+
+def _clean(text: str, s: PairSettings) -> str:
+    text, _ = cleaning.normalize(readers.unix(text), s.normalize)
+    return " ".join(cleaning.remove_controls(text)[0].split())
+
+
+def _reason(pair: Pair, s: PairSettings, scripts: _Scripts, seen: set[bytes]) -> str:
+    """Why a pair is left out: the name of its count, or ""."""
+    if not pair.source or not pair.target:
+        return "empty_side"
+    if s.identical == "drop" and pair.source.casefold() == pair.target.casefold():
+        return "identical"
+    short, long = sorted((len(pair.source.encode()), len(pair.target.encode())))
+    if s.max_ratio and long > s.max_ratio * short + SLACK:
+        return "length_ratio"
+    if not scripts.fits(pair):
+        return "wrong_script"
+    key = hashlib.blake2b(f"{pair.source}\0{pair.target}".encode(), digest_size=16).digest()
+    if s.repeats == "drop" and key in seen:
+        return "repeated"
+    seen.add(key)
+    return ""
+
+
+class _Scripts:
+    """Whether the sides are written in the script of their language."""
+
+    def __init__(self, source_language: str, target_language: str) -> None:
+        names = [
+            LANGUAGES.get(re.split("[-_]", language.lower())[0], "") for language in (source_language, target_language)
+        ]
+        self.source, self.target = (SCRIPTS.get(name) for name in names)
+        self.told_apart = bool(self.source and self.target) and names[0] != names[1]
+        self.looked_at = self.crossed = 0
+
+    def see(self, pair: Pair) -> None:
+        """Count whether each side is in the other's script and not in its own."""
+        if not self.told_apart or not pair.source or not pair.target:
+            return
+        assert self.source is not None and self.target is not None
+        self.looked_at += 1
+        source_is_target = self.target.search(pair.source) and not _mostly(self.source, pair.source)
+        target_is_source = self.source.search(pair.target) and not _mostly(self.target, pair.target)
+        self.crossed += bool(source_is_target and target_is_source)
+
+    def fits(self, pair: Pair) -> bool:
+        """Each side that has letters has one of its script."""
+        return all(
+            script is None or script.search(text) or not any(map(str.isalpha, text))
+            for script, text in ((self.source, pair.source), (self.target, pair.target))
+        )
+
+    def refuse_swapped(self, name: str) -> None:
+        if self.looked_at >= FEWEST and self.crossed > SWAPPED * self.looked_at:
+            raise InputError(
+                f"the two sides of {name!r} seem to be the wrong way round",
+                why=f"{self.crossed:,} of {self.looked_at:,} pairs are each in the other's script",
+                mend="swap source_language and target_language, or the columns (of two files: their order)",
+            )
+
+
+def _mostly(script: re.Pattern[str], text: str) -> bool:
+    return 2 * len(script.findall(text)) > sum(map(str.isalpha, text))
+
+
+# ---- where pairs come from
+
+
+Item = tuple[Pair, str] | Bad
+
+
+def _items(source: str, s: PairSettings) -> Iterator[Item]:
+    if "," in source and not Path(source).exists():
+        first, _, second = source.partition(",")
+        yield from _aligned(Path(first.strip()), Path(second.strip()))
+        return
+    path = Path(source).expanduser()
+    if path.suffix.lower() == ".tmx":
+        yield from _tmx(path, s)
+        return
+    files, skipped = readers.find_files(source, DataSettings(on_bad_record=s.on_bad_record))
+    files = [file for file in files if file.kind != "text"]
+    tmx = sorted(path.rglob("*.tmx")) if path.is_dir() else []
+    if not files and not tmx:
+        name, reason = skipped[0] if skipped else (source, "running text has no pairs")
+        raise InputError(
+            f"there are no pairs in {source!r}",
+            where=name,
+            why=reason,
+            mend="give .jsonl, .csv, .tsv or .parquet with a column for each side, a .tmx, or two files A,B",
+        )
+    for file in files:
+        readers.check_readable(file)
+        yield from _rows(file, s)
+    for each in tmx:
+        yield from _tmx(each, s)
+
+
+def _rows(file: SourceFile, s: PairSettings) -> Iterator[Item]:
+    columns = [s.source_column, s.target_column]
+
+    def choose(names: list[str], where: str) -> list[str]:
+        for column, setting in zip(columns, ("source_column", "target_column"), strict=True):
+            if column not in names:
+                raise readers.missing_column(column, names, where, setting=setting)
+        return columns + ["group"] * ("group" in names)
+
+    rows: Iterator[Row | Bad]
+    if file.kind == "jsonl":
+        rows = readers.json_rows(file)
+    elif file.kind == "parquet":
+        rows = readers.parquet_rows(file, choose)
+    else:
+        rows = readers.csv_rows(file, choose)
+    for row in rows:
+        if isinstance(row, Bad):
+            yield row
+            continue
+        try:
+            choose(list(row.values), row.where)
+        except InputError as error:
+            yield row.bad(error)
+            continue
+        sides = [row.values[column] for column in columns]
+        wrong = next((c for c, side in zip(columns, sides, strict=True) if not isinstance(side, str | None)), None)
+        if wrong is not None:
+            why = f"it is a {type(row.values[wrong]).__name__}"
+            yield row.bad(InputError(f"{wrong} is no text", where=row.where, why=why, mend=readers.MEND_SKIP))
+            continue
+        group = row.values.get("group")
+        yield Pair(sides[0] or "", sides[1] or "", "" if group is None else str(group)), row.where
+
+
+def _aligned(first: Path, second: Path) -> Iterator[Item]:
+    """Two files, line by line. They must have as many lines."""
+    files = []
+    for path in (first, second):
+        found, _ = readers.find_files(str(path), DataSettings())
+        if len(found) != 1 or found[0].kind != "text":
+            raise InputError(f"{str(path)!r} is no file of lines", mend="give two text files: source,target")
+        readers.check_readable(found[0])
+        files.append(found[0])
+    lengths = [sum(1 for _ in readers.record_lines(file)) for file in files]
+    if lengths[0] != lengths[1]:
+        raise InputError(
+            "the two files have not as many lines",
+            where=f"{files[0].name}: {lengths[0]:,}, {files[1].name}: {lengths[1]:,}",
+            why="line by line they are pairs; behind a line that is missing all would be wrong",
+            mend="align them again, or give a .tsv with both sides in a row",
+        )
+    for left, right in zip(readers.record_lines(files[0]), readers.record_lines(files[1]), strict=True):
+        where = f"{files[0].name}:{left[0]}"
+        if left[2] is None or right[2] is None:
+            yield readers.too_long(where if left[2] is None else f"{files[1].name}:{right[0]}")
+        else:
+            yield Pair(left[2].decode("utf-8"), right[2].decode("utf-8")), where
+
+
+def _tmx(path: Path, s: PairSettings) -> Iterator[Item]:
+    """The units of a TMX file that have both languages; of more than one variant of a language the first."""
+    if not (s.source_language and s.target_language):
+        raise InputError(
+            "a .tmx holds several languages", where=str(path), mend="set source_language and target_language"
+        )
+    found: list[tuple[dict[str, str], int]] = []
+    languages = Counter[str]()
+    unit: dict[str, str] = {}
+    state = {"language": "", "inside": False}
+    text: list[str] = []
+    parser = xml.parsers.expat.ParserCreate()
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        if tag == "tu":
+            unit.clear()
+        elif tag == "tuv":
+            state["language"] = attributes.get("xml:lang") or attributes.get("lang", "")
+        elif tag == "seg":
+            state["inside"] = True
+            text.clear()
+
+    def end(tag: str) -> None:
+        if tag == "seg":
+            state["inside"] = False
+            language = str(state["language"]).lower()
+            unit.setdefault(language, "".join(text))
+            languages[language] += 1
+        elif tag == "tu":
+            found.append((dict(unit), parser.CurrentLineNumber))
+
+    def characters(data: str) -> None:
+        if state["inside"]:
+            text.append(data)
+
+    def refuse(*_: object) -> None:
+        raise InputError(
+            "the .tmx declares entities of its own", where=str(path), why="a few of them can fill any memory"
+        )
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler, parser.EntityDeclHandler = characters, refuse
+    took = 0
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 16):
+                parser.Parse(block)
+                for variants, line in found:
+                    sides = [_variant(variants, language) for language in (s.source_language, s.target_language)]
+                    if sides[0] is not None and sides[1] is not None:
+                        took += 1
+                        yield Pair(sides[0], sides[1]), f"{path}:{line}"
+                found.clear()
+            parser.Parse(b"", True)
+    except xml.parsers.expat.ExpatError as error:
+        raise InputError(
+            "the .tmx is no XML that can be read", where=f"{path}:{error.lineno}", why=str(error)
+        ) from None
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read", why=error.strerror or str(error)) from None
+    if not took:
+        raise InputError(
+            f"no unit has both {s.source_language!r} and {s.target_language!r}",
+            where=str(path),
+            why=f"its languages are {', '.join(sorted(languages)) or 'none'}",
+            mend="set source_language and target_language to two of them",
+        )
+
+
+def _variant(unit: dict[str, str], language: str) -> str | None:
+    """The text in a language: en is en, en-us and en_gb too."""
+    wanted = language.lower().replace("_", "-")
+    for name, text in unit.items():
+        if name.replace("_", "-") == wanted or name.replace("_", "-").startswith(wanted + "-"):
+            return text
+    return None

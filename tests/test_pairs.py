@@ -1,0 +1,160 @@
+"""Pairs from every kind of file, and what is wrong with them: counted, or said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from zhixing.errors import InputError
+from zhixing.text.pairs import Pair, PairSettings, read_pairs
+
+EN_ZH = PairSettings(source_language="en", target_language="zh")
+ROWS = [
+    ("Click the button to close the window.", "单击该按钮以关闭窗口。"),
+    ("Select the cells that you want to format.", "选择要设置格式的单元格。"),
+    ("Opens a dialog.", "打开一个对话框。"),
+]
+
+
+def jsonl(path: Path, rows: list[tuple[object, object]], **more: object) -> str:
+    path.write_text("".join(json.dumps({"source": a, "target": b, **more}, ensure_ascii=False) + "\n" for a, b in rows))
+    return str(path)
+
+
+def test_every_kind_of_file_gives_the_same_pairs(tmp_path: Path) -> None:
+    sources = [jsonl(tmp_path / "a.jsonl", list(ROWS))]
+    (tmp_path / "a.tsv").write_text("source\ttarget\n" + "".join(f"{a}\t{b}\n" for a, b in ROWS))
+    (tmp_path / "a.csv").write_text("target,source\n" + "".join(f'"{b}","{a}"\n' for a, b in ROWS))
+    (tmp_path / "a.en").with_suffix(".en.txt").write_text("\ufeff" + "".join(a + "\r\n" for a, _ in ROWS))
+    (tmp_path / "a.zh.txt").write_text("".join(b + "\n" for _, b in ROWS))
+    units = "".join(
+        f'<tu><tuv xml:lang="de"><seg>nichts</seg></tuv><tuv xml:lang="EN-us"><seg>{a}</seg></tuv>'
+        f'<tuv xml:lang="zh_CN"><seg>{b[:3]}<bpt i="1">{b[3:5]}</bpt>{b[5:]}</seg></tuv></tu>\n'
+        for a, b in ROWS
+    )
+    (tmp_path / "a.tmx").write_text(f'<?xml version="1.0"?>\n<tmx version="1.4"><header/><body>{units}</body></tmx>')
+    sources += [str(tmp_path / "a.tsv"), str(tmp_path / "a.csv"), str(tmp_path / "a.tmx")]
+    sources.append(f"{tmp_path / 'a.en.txt'},{tmp_path / 'a.zh.txt'}")
+    for source in sources:
+        found = read_pairs(source, EN_ZH)
+        assert [(p.source, p.target) for p in found] == ROWS, source
+        assert found.counts.read == found.counts.kept == len(found) == len(found.places) == 3
+    assert read_pairs(sources[0], EN_ZH).places[1].endswith("a.jsonl:2")
+    assert read_pairs(sources[-1], EN_ZH).places[2].endswith("a.en.txt:3")
+
+
+def test_a_folder_is_read_whole_and_groups_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    jsonl(tmp_path / "deep" / "one.jsonl", list(ROWS[:1]), group="page 1")
+    jsonl(tmp_path / "two.jsonl", list(ROWS[1:]))
+    (tmp_path / "notes.txt").write_text("nothing to do with it\n")
+    found = read_pairs(str(tmp_path), EN_ZH)
+    assert [p.group for p in found] == ["page 1", "", ""]
+    assert found.fingerprint() != read_pairs(str(tmp_path / "two.jsonl"), EN_ZH).fingerprint()
+
+
+def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        *ROWS,
+        ("", "空"),
+        ("   ", "空白"),
+        ("Nothing", None),
+        ("LibreOffice Writer", "libreoffice writer"),  # identical but for case
+        ("One word of a very long text " * 9, "一个词"),
+        ("Yes", "是" * 10),  # short texts may differ: 3 bytes and 30, of which 20 are free
+        ("This was never translated at all.", "This was not translated, only changed."),
+        ("42", "四十二"),  # no letters: no script to be wrong
+        ROWS[0],
+        ("  Click   the button to close the window. ", ROWS[0][1]),  # the same once blanks are one
+    ]
+    found = read_pairs(jsonl(tmp_path / "a.jsonl", rows), EN_ZH)
+    counts = found.counts
+    assert [counts.empty_side, counts.identical, counts.length_ratio, counts.wrong_script, counts.repeated] == [
+        3,
+        1,
+        1,
+        1,
+        2,
+    ]
+    assert counts.read == len(rows) and counts.kept == len(found) == 5
+    assert [p.source for p in found][3:] == ["Yes", "42"]
+    told = capsys.readouterr().err
+    assert "5 of 13 pairs are kept" in told and "wrong script 1" in told and "empty side 3" in told
+    loose = PairSettings(max_ratio=0, identical="keep", repeats="keep")
+    assert len(read_pairs(str(tmp_path / "a.jsonl"), loose)) == len(rows) - 3
+
+
+def test_files_of_unequal_length_are_refused_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\nthree\n")
+    (tmp_path / "b.txt").write_text("eins\nzwei\n")
+    with pytest.raises(InputError) as refused:
+        read_pairs(f"{tmp_path / 'a.txt'},{tmp_path / 'b.txt'}")
+    message = refused.value.message()
+    assert "not as many lines" in message and "a.txt: 3" in message and "b.txt: 2" in message
+
+
+def test_swapped_languages_are_noticed(tmp_path: Path) -> None:
+    rows = [(b.replace("。", f"{i}。"), f"{a} {i}") for i in range(10) for a, b in ROWS]
+    path = jsonl(tmp_path / "a.jsonl", list(rows))
+    with pytest.raises(InputError, match="the wrong way round"):
+        read_pairs(path, EN_ZH)
+    assert len(read_pairs(path, PairSettings(source_language="zh", target_language="en"))) == 30
+    assert len(read_pairs(path)) == 30, "where no languages are named nothing is known of their scripts"
+    mixed = [(f"Open LibreOffice {i}", f"打开 LibreOffice 的 Writer Calc Impress Draw {i}") for i in range(30)]
+    assert len(read_pairs(jsonl(tmp_path / "b.jsonl", list(mixed)), EN_ZH)) == 30, "names stay in Latin letters"
+
+
+def test_a_line_of_fifty_thousand_words_is_no_trouble(tmp_path: Path) -> None:
+    rows = [*ROWS, ("word " * 50_000, "词" * 60_000), ("word " * 50_000, "词")]
+    found = read_pairs(jsonl(tmp_path / "a.jsonl", list(rows)), EN_ZH)
+    assert len(found) == 4 and found.counts.length_ratio == 1
+
+
+def test_bad_records_fail_are_skipped_or_put_aside(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    jsonl(path, [*ROWS, ("a number", 7)])
+    with path.open("a") as file:
+        file.write('{"source": "half a\n{"source": "no other side"}\n')
+    with pytest.raises(InputError, match="target is no text"):
+        read_pairs(str(path), EN_ZH)
+    from dataclasses import replace
+
+    found = read_pairs(str(path), replace(EN_ZH, on_bad_record="skip"))
+    assert len(found) == 3 and found.counts.bad_records == 3 and "a.jsonl:4" in found.counts.bad_places[0]
+    aside = tmp_path / "aside.jsonl"
+    read_pairs(str(path), replace(EN_ZH, on_bad_record="quarantine"), quarantine=aside)
+    assert len(aside.read_text().splitlines()) == 3
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("running text\n")
+    with pytest.raises(InputError, match="there are no pairs"):
+        read_pairs(str(tmp_path / "a.txt"))
+    with pytest.raises(InputError, match=r"there is no 'gone\.jsonl'"):
+        read_pairs("gone.jsonl")
+    (tmp_path / "a.csv").write_text("english,chinese\nyes,是\n")
+    with pytest.raises(InputError, match="source"):
+        read_pairs(str(tmp_path / "a.csv"))
+    with pytest.raises(InputError, match="no pair is left"):
+        read_pairs(jsonl(tmp_path / "same.jsonl", [("a", "a"), ("", "b")]))
+    with pytest.raises(InputError, match="max_ratio"):
+        read_pairs(jsonl(tmp_path / "a.jsonl", list(ROWS)), PairSettings(max_ratio=0.5))
+
+
+def test_tmx_that_is_cut_off_hostile_or_of_other_languages(tmp_path: Path) -> None:
+    path = tmp_path / "a.tmx"
+    path.write_text('<tmx><body><tu><tuv xml:lang="en"><seg>Yes</seg></tuv><tuv xml:lang="zh"><seg>是')
+    with pytest.raises(InputError, match="no XML"):
+        read_pairs(str(path), EN_ZH)
+    path.write_text('<!DOCTYPE tmx [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><tmx><body>&b;</body></tmx>')
+    with pytest.raises(InputError, match="entities of its own"):
+        read_pairs(str(path), EN_ZH)
+    path.write_text('<tmx><body><tu><tuv xml:lang="de"><seg>Ja</seg></tuv><tuv xml:lang="fr"><seg>Oui</seg></tuv></tu></body></tmx>')  # fmt: skip
+    with pytest.raises(InputError, match="no unit has both") as refused:
+        read_pairs(str(path), EN_ZH)
+    assert "de, fr" in refused.value.message()
+    with pytest.raises(InputError, match="several languages"):
+        read_pairs(str(path))
+    assert list(read_pairs(str(path), PairSettings(source_language="de", target_language="fr"))) == [Pair("Ja", "Oui")]
