@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +15,7 @@ from zhixing.models.few_rows import UNSCALED, matmul, quantise
 from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.models.gpt_packed import PackedGPT
 
+ROOT = Path(__file__).parents[1]
 SHAPES = [(1, 5, 3), (1, 16, 4), (3, 33, 50), (4, 64, 31), (8, 100, 129), (9, 7, 16), (16, 48, 260)]
 
 
@@ -86,3 +92,16 @@ def test_a_model_that_cannot_be_guessed_is_not_guessed() -> None:
         fast.step(torch.randint(0, 211, (1, 1), generator=generator), torch.tensor([1]), state)
     assert fast.held < 0.4
     assert fast.ahead is not None and len(fast.ahead.ids) <= 2
+
+
+def test_the_start_of_numba_leaves_torch_its_threads() -> None:
+    """A run of one thread went on with two once the loops were loaded, and a resumed one did not: other bits."""
+    look = (
+        "import sys; sys.path.insert(0, 'src'); import zhixing.run, torch; torch.ones(200_000).sum(); torch.set_num_threads(1); "
+        "import zhixing.models.cpu_attention as a; x = torch.randn(8, 2, 32, 16, requires_grad=True); "
+        "a.attention(x, x, x, None, 0.1).sum().backward(); print(torch.get_num_threads())"
+    )
+    asked = [sys.executable, "-c", look]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    told = subprocess.run(asked, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["1"]

@@ -26,7 +26,21 @@ from zhixing.models.exponential import FAST
 
 cgutils: Any = untyped_cgutils
 
-MOST_THREADS: int = numba.get_num_threads()  # what numba started with
+
+def _start_numba() -> int:
+    """Start numba's threads, and say how many there are.
+
+    Where numba and torch share an OpenMP this sets the threads of both, so those of torch are put back: a run of one
+    thread would go on with two.
+    """
+    threads = torch.get_num_threads()
+    most: int = numba.get_num_threads()
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return most
+
+
+MOST_THREADS = _start_numba()
 UNSCALED = np.zeros(0, np.float32)  # the scale of float32 weights
 
 Array = Any  # np.ndarray of float32 inside compiled code
