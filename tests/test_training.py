@@ -482,3 +482,11 @@ def test_golden_loss_curve(tmp_path: Path) -> None:
         golden.write_text(json.dumps([round(loss, 5) for loss in curve]) + "\n", encoding="utf-8")
         pytest.fail("there was no golden curve; it is written now")
     assert curve == pytest.approx(json.loads(golden.read_text()), rel=2e-3)
+
+
+def test_the_demo_makes_fewer_steps_on_a_slower_processor() -> None:
+    from zhixing.run import DEMO_SPEED, demo_settings
+
+    assert demo_settings("austen", 3 * DEMO_SPEED) == ("train.max_steps=220", "train.eval_steps=55")
+    assert demo_settings("austen", 0.75 * DEMO_SPEED) == ("train.max_steps=165", "train.eval_steps=42")
+    assert demo_settings("tang", 0.1 * DEMO_SPEED) == ("train.max_steps=45", "train.eval_steps=12")

@@ -78,7 +78,8 @@ from zhixing.training.plan import (
 from zhixing.training.runlock import die_with_parent, run_lock
 
 COMPILE_SECONDS = 40  # what torch.compile costs before the first step
-DEMO = {"austen": (), "tang": ("train.max_steps=90", "train.eval_steps=30")}  # recipes, and what is shortened of them
+DEMO_STEPS = {"austen": 220, "tang": 90}  # recipes, and their steps on two cores that multiply at DEMO_SPEED
+DEMO_SPEED = 170e9  # FLOP/s
 MACHINE_KEYS = ("threads", "bf16", "compile")  # may differ when a run goes on elsewhere
 
 
@@ -806,18 +807,28 @@ def tokenizer_report_command(path: str, texts: Sequence[str]) -> str:
 # ---- the demonstration -------------------------------------------------------------------------------------------
 
 
+def demo_settings(name: str, speed: float) -> tuple[str, ...]:
+    """What is shortened of a recipe of the demo where products run at `speed` FLOP/s: at most half of its steps."""
+    steps = round(DEMO_STEPS[name] * min(1.0, max(0.5, speed / DEMO_SPEED)))
+    return f"train.max_steps={steps}", f"train.eval_steps={math.ceil(steps / 4)}"
+
+
 def demo(out: str = "runs") -> None:
     """Train on the shipped English novels and Chinese poems, measure, and write: a few minutes on two cores."""
     began = time.perf_counter()
     runs = []
-    for name, settings in DEMO.items():
+    torch.set_num_threads(usable_cores())
+    speed = matmul_speed("bfloat16" if native_bf16() else "float32")
+    if speed < DEMO_SPEED:
+        say(f"this processor multiplies at {quantity(speed, 'FLOP')}/s: fewer steps than a faster one would make")
+    for name in DEMO_STEPS:
         run_dir = Path(out) / f"demo-{name}"
         number = 1
         while run_dir.exists():
             number += 1
             run_dir = Path(out) / f"demo-{name}-{number}"
         say(f"\n== {name} ==")
-        runs.append(train(name, *settings, out=str(run_dir)))
+        runs.append(train(name, *demo_settings(name, speed), out=str(run_dir)))
     print()
     for run in runs:
         scores = json.loads((run.path / "scores.json").read_text(encoding="utf-8"))
