@@ -45,13 +45,14 @@ def test_every_kind_of_file_gives_the_same_pairs(tmp_path: Path) -> None:
     assert read_pairs(sources[-1], EN_ZH).places[2].endswith("a.en.txt:3")
 
 
-def test_a_folder_is_read_whole_and_groups_are_kept(tmp_path: Path) -> None:
+def test_a_folder_is_read_whole_and_groups_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "deep").mkdir()
     jsonl(tmp_path / "deep" / "one.jsonl", list(ROWS[:1]), group="page 1")
     jsonl(tmp_path / "two.jsonl", list(ROWS[1:]))
     (tmp_path / "notes.txt").write_text("nothing to do with it\n")
     found = read_pairs(str(tmp_path), EN_ZH)
     assert [p.group for p in found] == ["page 1", "", ""]
+    assert "1 files hold no pairs and are not read" in capsys.readouterr().err
     assert found.fingerprint() != read_pairs(str(tmp_path / "two.jsonl"), EN_ZH).fingerprint()
 
 

@@ -18,9 +18,9 @@ def large_pages() -> None:
 def short_spins() -> None:
     """Have waiting threads sleep soon.
 
-    torch and numba each have a pool of threads. By GNU OpenMP's default one that waits holds its core for milliseconds;
-    with another program on the machine the thread that has work then waits for it: writing became a fourth as fast,
-    and with short spins half as fast, which is the other program's share (docs/log.md).
+    By GNU OpenMP's default a thread that waits holds its core for milliseconds; with another program on the machine the
+    thread that has work then waits for it: writing became a fourth as fast, and with short spins half as fast, which is
+    the other program's share (docs/log.md).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when libgomp is loaded

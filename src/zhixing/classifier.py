@@ -545,6 +545,10 @@ def _network(recipe: Recipe, tokenizer: Tokenizer, n_labels: int, generator: tor
     """The recipe's model, fresh or with the weights of the model it starts from."""
     m, size = recipe.model, tokenizer.vocab_size
     start = read_any_model(_folder(recipe.task.start))[0] if recipe.task.start else None
+    longest = start.settings.max_len if start is not None else m.max_len
+    if longest < m.max_len:
+        say(f"{recipe.task.start} reads {longest:,} tokens at most; model.max_len = {m.max_len:,} cannot be")
+        m = replace(m, max_len=longest)
     if m.family == "bert":
         settings = BertSettings(size, d_model=m.d_model, n_layers=m.n_layers, n_heads=m.n_heads,
                                 d_ff=4 * m.d_model if m.d_ff == "auto" else m.d_ff, max_len=m.max_len,
@@ -554,9 +558,7 @@ def _network(recipe: Recipe, tokenizer: Tokenizer, n_labels: int, generator: tor
         encoder = start if isinstance(start, Bert) else getattr(start, "encoder", None)
         if not isinstance(encoder, Bert):
             raise InputError("task.start is no bert", where=recipe.task.start, mend="give a folder of that family")
-        shorter = replace(
-            encoder.settings, n_labels=n_labels, dropout=m.dropout, max_len=min(m.max_len, encoder.settings.max_len)
-        )
+        shorter = replace(encoder.settings, n_labels=n_labels, dropout=m.dropout, max_len=m.max_len)
         model = BertClassifier(shorter, generator)
         tensors = encoder.state_dict()
         tensors["positions.weight"] = tensors["positions.weight"][: shorter.max_len]
@@ -570,7 +572,7 @@ def _network(recipe: Recipe, tokenizer: Tokenizer, n_labels: int, generator: tor
                 size, m.layout, m.d_model, m.n_layers, m.n_heads, n_kv_heads(m), d_ff(m), m.max_len, m.dropout
             )
         else:
-            gpt = replace(start.settings, dropout=m.dropout, max_len=min(m.max_len, start.settings.max_len))
+            gpt = replace(start.settings, dropout=m.dropout, max_len=m.max_len)
         classifier = GPTClassifier(GPTClassifierSettings(gpt, n_labels), generator)
         if start is not None:
             classifier.start_from(start)

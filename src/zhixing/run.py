@@ -808,7 +808,7 @@ def tokenizer_report_command(path: str, texts: Sequence[str]) -> str:
 
 
 def demo_settings(name: str, speed: float) -> tuple[str, ...]:
-    """What is shortened of a recipe of the demo where products run at `speed` FLOP/s: at most half of its steps."""
+    """A recipe of the demo where products run at `speed` FLOP/s: with all of its steps, or fewer, down to half."""
     steps = round(DEMO_STEPS[name] * min(1.0, max(0.5, speed / DEMO_SPEED)))
     return f"train.max_steps={steps}", f"train.eval_steps={math.ceil(steps / 4)}"
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from zhixing.decoding.filters import filtered, forbidden, repetition_penalty
-from zhixing.decoding.protocol import LanguageModel, S, as_reader, context_length
+from zhixing.decoding.protocol import LanguageModel, S, as_continuer, as_reader, context_length
 from zhixing.decoding.sampling import draw, most_probable, random_stream, refuse_not_finite, sample
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
@@ -310,7 +310,7 @@ def prefill(
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (P,)
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(device)
     rows = torch.arange(len(prompts), device=device)
-    state = model.new_state(len(prompts), capacity)
+    state = as_continuer(model).new_state(len(prompts), capacity)
     last: Tensor | None = None
     for chunk in torch.split(ids, max(1, budget // len(prompts)), dim=1):  # (P, T)
         n_new = (lengths - state.lengths).clamp(max=chunk.shape[1])  # 0 where the prompt has ended

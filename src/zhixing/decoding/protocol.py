@@ -38,13 +38,15 @@ class Sizes(Protocol):
 
 S = TypeVar("S", bound=State)
 Made = TypeVar("Made", bound=State, covariant=True)
+Taken = TypeVar("Taken", bound=State, contravariant=True)
 
 
-class LanguageModel(Protocol[S]):
+class LanguageModel(Protocol[Taken]):
     """A model that predicts the next token. B rows, T new tokens, D d_model, V vocab_size.
 
     It may have more. `most_probable(hidden (B, D), excluded ids) -> ids (B,) or None`: where a row's greatest logit is
-    all that is asked for, a model may know a faster way to it than all logits. An encoder-decoder is a `Reader` too.
+    all that is asked for, a model may know a faster way to it than all logits. How it takes a prompt in makes it a
+    `Continuer` or a `Reader`.
     """
 
     training: bool
@@ -62,12 +64,16 @@ class LanguageModel(Protocol[S]):
         """hidden (..., D) -> (..., V) fp32."""
         ...
 
-    def new_state(self, rows: int, max_len: int) -> S:
-        """A state of `rows` rows that have seen nothing and will see at most `max_len` tokens."""
+    def step(self, ids: Tensor, n_new: Tensor, state: Taken) -> Tensor:
+        """ids (B, T) right-padded, row b has n_new[b] real ones -> hidden (B, T, D); the state moves on in place."""
         ...
 
-    def step(self, ids: Tensor, n_new: Tensor, state: S) -> Tensor:
-        """ids (B, T) right-padded, row b has n_new[b] real ones -> hidden (B, T, D); the state moves on in place."""
+
+class Continuer(Protocol[Made]):
+    """A model that writes on where its prompt ends: the prompt goes through `step`."""
+
+    def new_state(self, rows: int, max_len: int) -> Made:
+        """A state of `rows` rows that have seen nothing and will see at most `max_len` tokens."""
         ...
 
 
@@ -92,6 +98,11 @@ class Reader(Protocol[Made]):
 def as_reader(model: LanguageModel[S]) -> Reader[S] | None:
     """The model, if it reads its prompts apart."""
     return cast(Reader[S], model) if hasattr(model, "read_sources") else None
+
+
+def as_continuer(model: LanguageModel[S]) -> Continuer[S]:
+    """The model, which is no Reader."""
+    return cast(Continuer[S], model)
 
 
 def context_length(model: LanguageModel[S]) -> int | None:

@@ -16,11 +16,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zhixing.errors import InputError
-from zhixing.interchange.transformers_layout import LayoutRow
+from zhixing.interchange.transformers_layout import (
+    LARGEST,
+    LayoutRow,
+    check_divides,
+    count_of,
+    flag_of,
+    join_rows,
+    number_of,
+    split_rows,
+)
 from zhixing.models.marian import Activation, MarianSettings
 
 ACTIVATIONS: dict[str, Activation] = {"swish": "silu", "silu": "silu", "gelu": "gelu", "relu": "relu"}
@@ -73,27 +81,19 @@ def marian_rows(s: MarianSettings) -> list[LayoutRow]:
 
 def marian_to_layout(state: Mapping[str, Tensor], s: MarianSettings) -> dict[str, Tensor]:
     """Our state dict -> the tensors of a file."""
-    tensors = {BIAS: state["logits_bias"][None].clone()}
-    for row in marian_rows(s):
-        begin = 0
-        for name, shape in row.stored:
-            tensors[name] = state[row.ours][begin : begin + shape[0]].clone()
-            begin += shape[0]
-    return tensors
+    return {BIAS: state["logits_bias"][None].clone(), **split_rows(state, marian_rows(s))}
 
 
 def marian_from_layout(tensors: Mapping[str, Tensor], s: MarianSettings) -> dict[str, Tensor]:
     """The tensors of a file -> our state dict. InputError: one that is missing, or of another shape."""
-    state = {}
-    for row in [*marian_rows(s), LayoutRow("logits_bias", ((BIAS, (1, s.vocab_size)),))]:
-        for name, shape in row.stored:
-            if name not in tensors:
-                raise InputError(f"the weights hold no {name}", mend="config.json and the weights must be of one model")
-            if tuple(tensors[name].shape) != shape:
-                found = list(tensors[name].shape)
-                raise InputError(f"{name} has the shape {found}, config.json makes it {list(shape)}")
-        parts = [tensors[name] for name, _ in row.stored]
-        state[row.ours] = torch.cat(parts) if len(parts) > 1 else parts[0].clone()
+    rows = [*marian_rows(s), LayoutRow("logits_bias", ((BIAS, (1, s.vocab_size)),))]
+    for name, shape in (stored for row in rows for stored in row.stored):
+        if name not in tensors:
+            raise InputError(f"the weights hold no {name}", mend="config.json and the weights must be of one model")
+        if tuple(tensors[name].shape) != shape:
+            found = list(tensors[name].shape)
+            raise InputError(f"{name} has the shape {found}, config.json makes it {list(shape)}")
+    state = join_rows(dict(tensors), rows)
     state["logits_bias"] = state["logits_bias"][0]
     return state
 
@@ -148,35 +148,28 @@ def marian_settings(config: Mapping[str, Any]) -> MarianSettings:
             where="config.json, activation_function",
             mend=f"we compute {', '.join(ACTIVATIONS)}",
         )
-    shared = config.get("share_encoder_decoder_embeddings", True)
-    source = _count(config, "vocab_size")
-    written = source if config.get("decoder_vocab_size") is None else _count(config, "decoder_vocab_size")
+    shared = flag_of(config, "share_encoder_decoder_embeddings", default=True)
+    source = count_of(config, "vocab_size")
+    written = source if config.get("decoder_vocab_size") is None else count_of(config, "decoder_vocab_size")
     if shared and written != source:
         raise InputError(
             f"decoder_vocab_size = {written} differs from vocab_size = {source}, while both sides share one table",
             where="config.json, share_encoder_decoder_embeddings",
         )
-    s = MarianSettings(
+    d_model, n_heads = count_of(config, "d_model"), count_of(config, "encoder_attention_heads")
+    check_divides(n_heads, d_model, "encoder_attention_heads", "d_model")
+    check_divides(2, d_model, "d_model", "d_model")  # half of a position's channels are sines
+    return MarianSettings(
         vocab_size=written,
         source_vocab_size=0 if shared else source,
-        d_model=_count(config, "d_model"),
-        n_encoder_layers=_count(config, "encoder_layers"),
-        n_layers=_count(config, "decoder_layers"),
-        n_heads=_count(config, "encoder_attention_heads"),
-        d_ff=_count(config, "encoder_ffn_dim"),
-        max_len=_count(config, "max_position_embeddings"),
-        dropout=float(config.get("dropout", 0.1)),
+        d_model=d_model,
+        n_encoder_layers=count_of(config, "encoder_layers", largest=LARGEST["n_layers"]),
+        n_layers=count_of(config, "decoder_layers", largest=LARGEST["n_layers"]),
+        n_heads=n_heads,
+        d_ff=count_of(config, "encoder_ffn_dim"),
+        max_len=count_of(config, "max_position_embeddings", largest=LARGEST["max_len"]),
+        dropout=number_of(config, "dropout", 0.1, below=1.0),
         activation=ACTIVATIONS[activation],
-        scale_embedding=bool(config.get("scale_embedding", False)),
-        start_id=int(config.get("decoder_start_token_id") or 0),
+        scale_embedding=flag_of(config, "scale_embedding", default=False),
+        start_id=int(number_of(config, "decoder_start_token_id", 0, below=written)),
     )
-    if s.d_model % s.n_heads or s.d_model % 2:
-        raise InputError(f"d_model = {s.d_model} does not divide into {s.n_heads} heads", where="config.json, d_model")
-    return s
-
-
-def _count(config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 24:
-        raise InputError(f"{key} = {value!r} is no count", where=f"config.json, {key}")
-    return value

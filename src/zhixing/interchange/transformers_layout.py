@@ -20,7 +20,7 @@ key that we do not know is an error, and so is a value that our arithmetic does 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -249,6 +249,11 @@ def to_layout(state: Mapping[str, Tensor], settings: Settings) -> dict[str, Tens
     if not isinstance(settings, BertSettings) and settings.tie_embeddings:
         left.discard("lm_head.weight")
     assert not left, f"parameters without a place in the layout: {sorted(left)}"
+    return split_rows(state, rows)
+
+
+def split_rows(state: Mapping[str, Tensor], rows: Iterable[LayoutRow]) -> dict[str, Tensor]:
+    """The tensors of a file that these rows make of our parameters: contiguous, each of its own memory."""
     tensors = {}
     for row in rows:
         ours = state[row.ours].detach()
@@ -278,14 +283,19 @@ def from_layout(tensors: dict[str, Tensor], config: Mapping[str, Any]) -> tuple[
                 where="config.json, tie_word_embeddings",
                 mend="" if isinstance(settings, BertSettings) else "set tie_word_embeddings to false",
             )
+    return settings, join_rows(tensors, layout_rows(settings))
+
+
+def join_rows(tensors: dict[str, Tensor], rows: Iterable[LayoutRow]) -> dict[str, Tensor]:
+    """Our parameters of a file's tensors, which are emptied on the way: a model is held once, not twice."""
     state = {}
-    for row in layout_rows(settings):
-        parts = [tensors.pop(name) for name, _ in row.stored]  # popped: a model is held once, not twice
+    for row in rows:
+        parts = [tensors.pop(name) for name, _ in row.stored]
         if row.transposed:
             state[row.ours] = parts[0].t().contiguous()
         else:
             state[row.ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return settings, state
+    return state
 
 
 def tied_copies(settings: Settings) -> dict[str, str]:
@@ -580,12 +590,12 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
     _check_keys(config, model_type)
     if model_type == "zhixing_lstm":
         return LSTMSettings(
-            vocab_size=_size(config, "vocab_size"),
-            d_model=_size(config, "hidden_size"),
-            n_layers=_size(config, "num_hidden_layers", largest=LARGEST["n_layers"]),
-            max_len=_size(config, "max_position_embeddings", largest=LARGEST["max_len"]),
-            dropout=_number(config, "dropout", 0.0, below=1.0),
-            tie_embeddings=_flag(config, "tie_word_embeddings", default=True),
+            vocab_size=count_of(config, "vocab_size"),
+            d_model=count_of(config, "hidden_size"),
+            n_layers=count_of(config, "num_hidden_layers", largest=LARGEST["n_layers"]),
+            max_len=count_of(config, "max_position_embeddings", largest=LARGEST["max_len"]),
+            dropout=number_of(config, "dropout", 0.0, below=1.0),
+            tie_embeddings=flag_of(config, "tie_word_embeddings", default=True),
         )
     if model_type == "bert":
         return _bert_settings(config)
@@ -615,62 +625,62 @@ def _check_keys(config: Mapping[str, Any], model_type: str) -> None:
 
 
 def _gpt2_settings(config: Mapping[str, Any]) -> GPTSettings:
-    d_model, n_heads = _size(config, "n_embd"), _size(config, "n_head")
-    _divides(n_heads, d_model, "n_head", "n_embd")
-    max_len = _size(config, "n_positions", largest=LARGEST["max_len"])
+    d_model, n_heads = count_of(config, "n_embd"), count_of(config, "n_head")
+    check_divides(n_heads, d_model, "n_head", "n_embd")
+    max_len = count_of(config, "n_positions", largest=LARGEST["max_len"])
     if config.get("n_ctx", max_len) != max_len:
         raise InputError(
             f"n_ctx = {config['n_ctx']!r} differs from n_positions = {max_len}", where="config.json, n_ctx"
         )
     return GPTSettings(
         layout="gpt2",
-        vocab_size=_size(config, "vocab_size"),
+        vocab_size=count_of(config, "vocab_size"),
         d_model=d_model,
-        n_layers=_size(config, "n_layer", largest=LARGEST["n_layers"]),
+        n_layers=count_of(config, "n_layer", largest=LARGEST["n_layers"]),
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        d_ff=4 * d_model if config.get("n_inner") is None else _size(config, "n_inner"),
+        d_ff=4 * d_model if config.get("n_inner") is None else count_of(config, "n_inner"),
         max_len=max_len,
-        dropout=_number(config, "resid_pdrop", 0.1, below=1.0),
-        tie_embeddings=_flag(config, "tie_word_embeddings", default=True),
-        norm_eps=_number(config, "layer_norm_epsilon", 1e-5, below=1.0),
+        dropout=number_of(config, "resid_pdrop", 0.1, below=1.0),
+        tie_embeddings=flag_of(config, "tie_word_embeddings", default=True),
+        norm_eps=number_of(config, "layer_norm_epsilon", 1e-5, below=1.0),
     )
 
 
 def _bert_settings(config: Mapping[str, Any]) -> BertSettings:
-    d_model, n_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    _divides(n_heads, d_model, "num_attention_heads", "hidden_size")
+    d_model, n_heads = count_of(config, "hidden_size"), count_of(config, "num_attention_heads")
+    check_divides(n_heads, d_model, "num_attention_heads", "hidden_size")
     head = _head(config, "bert")
     return BertSettings(
         layout="bert",
-        vocab_size=_size(config, "vocab_size"),
+        vocab_size=count_of(config, "vocab_size"),
         d_model=d_model,
-        n_layers=_size(config, "num_hidden_layers", largest=LARGEST["n_layers"]),
+        n_layers=count_of(config, "num_hidden_layers", largest=LARGEST["n_layers"]),
         n_heads=n_heads,
-        d_ff=_size(config, "intermediate_size"),
-        max_len=_size(config, "max_position_embeddings", largest=LARGEST["max_len"]),
-        type_vocab_size=_size(config, "type_vocab_size"),
-        dropout=_number(config, "hidden_dropout_prob", 0.1, below=1.0),
-        norm_eps=_number(config, "layer_norm_eps", 1e-12, below=1.0),
+        d_ff=count_of(config, "intermediate_size"),
+        max_len=count_of(config, "max_position_embeddings", largest=LARGEST["max_len"]),
+        type_vocab_size=count_of(config, "type_vocab_size"),
+        dropout=number_of(config, "hidden_dropout_prob", 0.1, below=1.0),
+        norm_eps=number_of(config, "layer_norm_eps", 1e-12, below=1.0),
         n_labels=len(labels_of(config).names) if head == "classifier" else 0,
         head=head,
     )
 
 
 def _distilbert_settings(config: Mapping[str, Any]) -> BertSettings:
-    d_model, n_heads = _size(config, "dim"), _size(config, "n_heads")
-    _divides(n_heads, d_model, "n_heads", "dim")
+    d_model, n_heads = count_of(config, "dim"), count_of(config, "n_heads")
+    check_divides(n_heads, d_model, "n_heads", "dim")
     head = _head(config, "distilbert")
     return BertSettings(
         layout="distilbert",
-        vocab_size=_size(config, "vocab_size"),
+        vocab_size=count_of(config, "vocab_size"),
         d_model=d_model,
-        n_layers=_size(config, "n_layers", largest=LARGEST["n_layers"]),
+        n_layers=count_of(config, "n_layers", largest=LARGEST["n_layers"]),
         n_heads=n_heads,
-        d_ff=_size(config, "hidden_dim"),
-        max_len=_size(config, "max_position_embeddings", largest=LARGEST["max_len"]),
+        d_ff=count_of(config, "hidden_dim"),
+        max_len=count_of(config, "max_position_embeddings", largest=LARGEST["max_len"]),
         type_vocab_size=0,
-        dropout=_number(config, "dropout", 0.1, below=1.0),
+        dropout=number_of(config, "dropout", 0.1, below=1.0),
         n_labels=len(labels_of(config).names) if head == "classifier" else 0,
         head=head,
     )
@@ -685,7 +695,7 @@ def _head(config: Mapping[str, Any], model_type: str) -> Head:
             where="config.json, architectures",
             mend=f"one of {', '.join(known)}, in brackets",
         )
-    if known[given[0]] == "masked_lm" and not _flag(config, "tie_word_embeddings", default=True):
+    if known[given[0]] == "masked_lm" and not flag_of(config, "tie_word_embeddings", default=True):
         raise InputError(
             "tie_word_embeddings = False is not supported",
             where="config.json, tie_word_embeddings",
@@ -721,12 +731,12 @@ def labels_of(config: Mapping[str, Any]) -> LabelFacts:
 
 
 def _modern_settings(config: Mapping[str, Any], model_type: str) -> GPTSettings:
-    d_model, n_heads = _size(config, "hidden_size"), _size(config, "num_attention_heads")
-    n_kv_heads = n_heads if config.get("num_key_value_heads") is None else _size(config, "num_key_value_heads")
-    _divides(n_heads, d_model, "num_attention_heads", "hidden_size")
-    _divides(n_kv_heads, n_heads, "num_key_value_heads", "num_attention_heads")
+    d_model, n_heads = count_of(config, "hidden_size"), count_of(config, "num_attention_heads")
+    n_kv_heads = n_heads if config.get("num_key_value_heads") is None else count_of(config, "num_key_value_heads")
+    check_divides(n_heads, d_model, "num_attention_heads", "hidden_size")
+    check_divides(n_kv_heads, n_heads, "num_key_value_heads", "num_attention_heads")
     implied = 128 if model_type == "qwen3" else d_model // n_heads  # transformers' own defaults
-    head_size = implied if config.get("head_dim") is None else _size(config, "head_dim")
+    head_size = implied if config.get("head_dim") is None else count_of(config, "head_dim")
     if head_size != d_model // n_heads or head_size % 2:
         raise InputError(
             f"head_dim = {head_size} is not supported",
@@ -740,17 +750,17 @@ def _modern_settings(config: Mapping[str, Any], model_type: str) -> GPTSettings:
         raise InputError("layer_types other than full_attention are not supported", where="config.json, layer_types")
     return GPTSettings(
         layout="qwen3" if model_type == "qwen3" else "llama",
-        vocab_size=_size(config, "vocab_size"),
+        vocab_size=count_of(config, "vocab_size"),
         d_model=d_model,
-        n_layers=_size(config, "num_hidden_layers", largest=LARGEST["n_layers"]),
+        n_layers=count_of(config, "num_hidden_layers", largest=LARGEST["n_layers"]),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
-        d_ff=_size(config, "intermediate_size"),
-        max_len=_size(config, "max_position_embeddings", largest=LARGEST["max_len"]),
-        dropout=_number(config, "attention_dropout", 0.0, below=1.0),
-        tie_embeddings=_flag(config, "tie_word_embeddings", default=False),
+        d_ff=count_of(config, "intermediate_size"),
+        max_len=count_of(config, "max_position_embeddings", largest=LARGEST["max_len"]),
+        dropout=number_of(config, "attention_dropout", 0.0, below=1.0),
+        tie_embeddings=flag_of(config, "tie_word_embeddings", default=False),
         rope_theta=_rope_theta(config),
-        norm_eps=_number(config, "rms_norm_eps", 1e-6, below=1.0),
+        norm_eps=number_of(config, "rms_norm_eps", 1e-6, below=1.0),
     )
 
 
@@ -758,7 +768,7 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
     """From `rope_parameters` (transformers 5), `rope_theta` (before), or both where they agree."""
     given = {}
     if config.get("rope_theta") is not None:
-        given["rope_theta"] = _number(config, "rope_theta", 0.0, below=math.inf)
+        given["rope_theta"] = number_of(config, "rope_theta", 0.0, below=math.inf)
     parameters = config.get("rope_parameters")
     if parameters is not None:
         if not isinstance(parameters, dict):
@@ -771,7 +781,7 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
                     mend="we compute rope_type 'default', without scaling",
                 )
         if "rope_theta" in parameters:
-            given["rope_parameters.rope_theta"] = _number(parameters, "rope_theta", 0.0, below=math.inf)
+            given["rope_parameters.rope_theta"] = number_of(parameters, "rope_theta", 0.0, below=math.inf)
     values = set(given.values())
     if len(values) > 1 or not all(value > 0 for value in values):
         raise InputError(
@@ -782,7 +792,8 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
     return values.pop() if values else 10_000.0
 
 
-def _size(config: Mapping[str, Any], key: str, *, largest: int = LARGEST["other"]) -> int:
+def count_of(config: Mapping[str, Any], key: str, *, largest: int = LARGEST["other"]) -> int:
+    """A whole number of config.json, 1 to `largest`; InputError where there is none."""
     if key not in config:
         raise InputError(f"config.json has no {key}", where=f"config.json, {key}")
     value = config[key]
@@ -793,7 +804,8 @@ def _size(config: Mapping[str, Any], key: str, *, largest: int = LARGEST["other"
     return value
 
 
-def _number(config: Mapping[str, Any], key: str, default: float, *, below: float) -> float:
+def number_of(config: Mapping[str, Any], key: str, default: float, *, below: float) -> float:
+    """A number of config.json, at least 0 and below `below`."""
     value = config.get(key, default)
     if type(value) not in (int, float) or not 0 <= value < below:
         raise InputError(
@@ -804,14 +816,16 @@ def _number(config: Mapping[str, Any], key: str, default: float, *, below: float
     return float(value)
 
 
-def _flag(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
+def flag_of(config: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    """True or false of config.json."""
     value = config.get(key, default)
     if type(value) is not bool:
         raise InputError(f"{key} = {value!r} cannot be used", where=f"config.json, {key}", mend="true or false")
     return value
 
 
-def _divides(part: int, whole: int, part_key: str, whole_key: str) -> None:
+def check_divides(part: int, whole: int, part_key: str, whole_key: str) -> None:
+    """InputError unless `whole` is a multiple of `part`."""
     if whole % part:
         raise InputError(
             f"{whole_key} = {whole} is not divisible by {part_key} = {part}", where=f"config.json, {part_key}"

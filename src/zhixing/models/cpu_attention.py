@@ -85,7 +85,7 @@ def _drop_row(p: Array, seen: int, key: Any, below: Any) -> None:
         put(p, j, -number(p[j]) if dropped else number(p[j]))
 
 
-# lengths (B,) says how many keys of a row are real; empty: causal, query i of all sees keys 0..i
+# lengths (N,) says how many keys of a row are real; empty: causal, query i of all sees keys 0..i
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
@@ -161,7 +161,7 @@ def _pieces(q: Tensor, k: Tensor, causal: bool, whole: bool) -> Iterator[tuple[s
 def _weights(ctx: Any, q: Tensor, k: Tensor, lengths: Tensor, rows: slice, own: slice, seen: int) -> Tensor:
     """P of a piece (N, T, S), a dropped one with its sign turned."""
     p = torch.bmm(q[rows, own], k[rows, :seen].transpose(1, 2))
-    below = np.uint32(round(ctx.dropout * 2**32))
+    below = np.uint32(min(round(ctx.dropout * 2**32), 2**32 - 1))
     use_threads()
     _softmax(bits(p), lengths.numpy(), rows.start, own.start, 1 / math.sqrt(q.shape[2]), below, np.uint32(ctx.seed))
     return p

@@ -258,10 +258,6 @@ class Marian(nn.Module):
     def source_vocab_size(self) -> int:
         return self.settings.source_vocab_size or self.settings.vocab_size
 
-    def new_state(self, rows: int, max_len: int) -> MarianState:
-        """Of `rows` texts that hold nothing but the start id: `read_sources` makes those of real ones."""
-        return self.read_sources([[self.settings.start_id]] * rows, max_len)[0]
-
     def read_sources(self, sources: Sequence[Sequence[int]], capacity: int) -> tuple[MarianState, Tensor]:
         """Read the texts, one row each, and write the start id: the state, and the hidden state (G, D) of the start."""
         s, device = self.settings, self.embedding.weight.device

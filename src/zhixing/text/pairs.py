@@ -12,9 +12,9 @@ import re
 import xml.parsers.expat
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from zhixing.errors import InputError
 from zhixing.progress import Progress, say
@@ -81,9 +81,6 @@ class PairCounts:
     repeated: int = 0
     bad_records: int = 0
     bad_places: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -246,6 +243,7 @@ def _items(source: str, s: PairSettings) -> Iterator[Item]:
         yield from _tmx(path, s)
         return
     files, skipped = readers.find_files(source, DataSettings(on_bad_record=s.on_bad_record))
+    passed_over = [file.name for file in files if file.kind == "text"] + [name for name, _ in skipped]
     files = [file for file in files if file.kind != "text"]
     tmx = sorted(path.rglob("*.tmx")) if path.is_dir() else []
     if not files and not tmx:
@@ -256,6 +254,9 @@ def _items(source: str, s: PairSettings) -> Iterator[Item]:
             why=reason,
             mend="give .jsonl, .csv, .tsv or .parquet with a column for each side, a .tmx, or two files A,B",
         )
+    passed_over = [name for name in passed_over if not name.endswith(".tmx")]
+    if passed_over:
+        say(f"{source}: {len(passed_over):,} files hold no pairs and are not read, the first: {passed_over[0]}")
     for file in files:
         readers.check_readable(file)
         yield from _rows(file, s)

@@ -27,8 +27,7 @@ def keep_memory() -> None:
 def return_memory() -> None:
     """Tell glibc to take each large tensor from the system and give it back: for training on texts of many lengths.
 
-    There no step wants the sizes of the one before, and a heap that is kept only grows: 15 GB after a minute of tuning
-    a BERT of 22M parameters, where 2 are needed (measured, docs/log.md).
+    There no step wants the sizes of the one before, and a heap that is kept grows beyond what any step needs.
     """
     if libc := _glibc():
         libc.mallopt(_M_MMAP_MAX, 65536)  # the library's own; keep_memory may have changed these two
