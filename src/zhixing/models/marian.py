@@ -9,8 +9,8 @@ What differs from the paper: the sines of a position stand in the first half of 
 second (a permutation), the feed-forward's activation is a setting (OPUS-MT takes x sigmoid(x)), and the logits have a
 bias. What is written starts from a start id, which OPUS-MT has pad for.
 
-The encoder runs once a text. Its keys and values in every decoder block are the memory of a `MarianState`; hypotheses
-of the same text share one memory: they stand beside each other as queries of one attention.
+The encoder runs once a text. Its keys and values in every decoder block are the memory of an `EncoderDecoderState`;
+hypotheses of the same text share one memory: they stand beside each other as queries of one attention.
 
 Shapes: B rows, G texts that are read, W rows a text, T tokens written, S tokens read, D d_model, H heads, K head size,
 L decoder layers, V vocab_size.
@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zhixing.models.encoder_decoder_state import EncoderDecoderState, source_mask
 from zhixing.models.layers import (
     BidirectionalAttention,
     CrossAttention,
@@ -130,64 +131,6 @@ class DecoderBlock(nn.Module):
         return self.feed_forward_norm(y + self.feed_forward(y))  # type: ignore[no-any-return]
 
 
-class MarianState:
-    """What is written so far, and the memory of the texts that are read.
-
-    keys and values (L, G, H, S, K), lengths of the texts (G,), and `owners` (B,): the text of each row.
-    """
-
-    def __init__(
-        self, written: DecodingState, keys: Tensor, values: Tensor, source_lengths: Tensor, owners: Tensor
-    ) -> None:
-        self.written, self.keys, self.values = written, keys, values
-        self.source_lengths, self.owners = source_lengths, owners
-        self._shared: tuple[Tensor, Tensor, Tensor | None, int] | None = None
-
-    @property
-    def lengths(self) -> Tensor:
-        return self.written.lengths
-
-    def select(self, rows: Tensor) -> MarianState:
-        """The given rows in that order; a text that no row reads any more is forgotten."""
-        texts, owners = torch.unique(self.owners[rows], return_inverse=True)
-        written = self.written.select(rows)
-        if len(texts) == len(self.source_lengths):
-            return MarianState(written, self.keys, self.values, self.source_lengths, owners)
-        return MarianState(written, self.keys[:, texts], self.values[:, texts], self.source_lengths[texts], owners)
-
-    def append(self, other: MarianState) -> MarianState:
-        """The rows of both, this one's first."""
-        longest = max(self.keys.shape[3], other.keys.shape[3])
-        keys, values = (
-            torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[3])) for x in pair], dim=1)
-            for pair in ((self.keys, other.keys), (self.values, other.values))
-        )
-        lengths = torch.cat([self.source_lengths, other.source_lengths])
-        owners = torch.cat([self.owners, other.owners + len(self.source_lengths)])
-        return MarianState(self.written.append(other.written), keys, values, lengths, owners)
-
-    def memory(self) -> tuple[Tensor, Tensor, Tensor | None, int]:
-        """Keys and values, (L, G, H, S, K), their mask (G, 1, 1, S) or None, and the rows W that share each.
-
-        Shared as they lie where every text has its W rows beside each other; else each row gets a copy, W = 1.
-        """
-        if self._shared is None:
-            keys, values, lengths = self.keys, self.values, self.source_lengths
-            width = max(1, len(self.owners) // len(lengths))
-            beside = torch.arange(len(lengths), device=self.owners.device).repeat_interleave(width)
-            if not torch.equal(self.owners, beside):
-                keys, values, lengths, width = keys[:, self.owners], values[:, self.owners], lengths[self.owners], 1
-            self._shared = keys, values, source_mask(lengths, keys.shape[3]), width
-        return self._shared
-
-
-def source_mask(lengths: Tensor, longest: int) -> Tensor | None:
-    """(G, 1, 1, S), True where a real token stands; None where all are real."""
-    if int(lengths.min()) == longest:
-        return None
-    return (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None]
-
-
 class Marian(nn.Module):
     """Hidden states of what is written, from the ids of both sides; `logits` turns them into scores."""
 
@@ -258,7 +201,7 @@ class Marian(nn.Module):
     def source_vocab_size(self) -> int:
         return self.settings.source_vocab_size or self.settings.vocab_size
 
-    def read_sources(self, sources: Sequence[Sequence[int]], capacity: int) -> tuple[MarianState, Tensor]:
+    def read_sources(self, sources: Sequence[Sequence[int]], capacity: int) -> tuple[EncoderDecoderState, Tensor]:
         """Read the texts, one row each, and write the start id: the state, and the hidden state (G, D) of the start."""
         s, device = self.settings, self.embedding.weight.device
         lengths = torch.tensor([len(ids) for ids in sources], device=device)
@@ -269,11 +212,11 @@ class Marian(nn.Module):
         shape = (s.n_layers, len(sources), s.n_heads, min(capacity, s.max_len) + 1, s.d_model // s.n_heads)
         nothing = torch.zeros(len(sources), dtype=torch.int64, device=device)
         written = DecodingState(memory.new_zeros(shape), memory.new_zeros(shape), nothing)
-        state = MarianState(written, keys, values, lengths, torch.arange(len(sources), device=device))
+        state = EncoderDecoderState(written, keys, values, lengths, torch.arange(len(sources), device=device))
         start = torch.full((len(sources), 1), s.start_id, device=device)
         return state, self.step(start, torch.ones_like(nothing), state)[:, 0]
 
-    def step(self, ids: Tensor, n_new: Tensor, state: MarianState) -> Tensor:
+    def step(self, ids: Tensor, n_new: Tensor, state: EncoderDecoderState) -> Tensor:
         """Feed T more tokens a row: ids (B, T) right-padded, row b has n_new[b] real ones. -> hidden (B, T, D)."""
         slots, places = state.written.positions(ids.shape[1])
         y = self._input(self.embedding, ids, self.positions[places.clamp(max=self.settings.max_len - 1)])

@@ -1,0 +1,75 @@
+"""What an encoder-decoder remembers between steps: what is written, and the memory of the texts that are read.
+
+The encoder runs once a text. Its keys and values in every decoder block are the memory; hypotheses of the same text
+share one memory, which is never copied for them: they stand beside each other as queries of one attention.
+
+Shapes: B rows, G texts that are read, W rows a text, S tokens read, H heads, K head size, L decoder layers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zhixing.models.layers import DecodingState
+
+
+class EncoderDecoderState:
+    """What is written so far, and the memory of the texts that are read.
+
+    keys and values (L, G, H, S, K), lengths of the texts (G,), and `owners` (B,): the text of each row.
+    """
+
+    def __init__(
+        self, written: DecodingState, keys: Tensor, values: Tensor, source_lengths: Tensor, owners: Tensor
+    ) -> None:
+        self.written, self.keys, self.values = written, keys, values
+        self.source_lengths, self.owners = source_lengths, owners
+        self._shared: tuple[Tensor, Tensor, Tensor | None, int] | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.written.lengths
+
+    def select(self, rows: Tensor) -> EncoderDecoderState:
+        """The given rows in that order; a text that no row reads any more is forgotten."""
+        texts, owners = torch.unique(self.owners[rows], return_inverse=True)
+        written = self.written.select(rows)
+        if len(texts) == len(self.source_lengths):
+            return EncoderDecoderState(written, self.keys, self.values, self.source_lengths, owners)
+        return EncoderDecoderState(
+            written, self.keys[:, texts], self.values[:, texts], self.source_lengths[texts], owners
+        )
+
+    def append(self, other: EncoderDecoderState) -> EncoderDecoderState:
+        """The rows of both, this one's first."""
+        longest = max(self.keys.shape[3], other.keys.shape[3])
+        keys, values = (
+            torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[3])) for x in pair], dim=1)
+            for pair in ((self.keys, other.keys), (self.values, other.values))
+        )
+        lengths = torch.cat([self.source_lengths, other.source_lengths])
+        owners = torch.cat([self.owners, other.owners + len(self.source_lengths)])
+        return EncoderDecoderState(self.written.append(other.written), keys, values, lengths, owners)
+
+    def memory(self) -> tuple[Tensor, Tensor, Tensor | None, int]:
+        """Keys and values, (L, G, H, S, K), their mask (G, 1, 1, S) or None, and the rows W that share each.
+
+        Shared as they lie where every text has its W rows beside each other; else each row gets a copy, W = 1.
+        """
+        if self._shared is None:
+            keys, values, lengths = self.keys, self.values, self.source_lengths
+            width = max(1, len(self.owners) // len(lengths))
+            beside = torch.arange(len(lengths), device=self.owners.device).repeat_interleave(width)
+            if not torch.equal(self.owners, beside):
+                keys, values, lengths, width = keys[:, self.owners], values[:, self.owners], lengths[self.owners], 1
+            self._shared = keys, values, source_mask(lengths, keys.shape[3]), width
+        return self._shared
+
+
+def source_mask(lengths: Tensor, longest: int) -> Tensor | None:
+    """(G, 1, 1, S), True where a real token stands; None where all are real."""
+    if int(lengths.min()) == longest:
+        return None
+    return (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None]
