@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from zhixing.decoding.beam import Hypothesis, beam_search
 from zhixing.decoding.generate import Alternatives, FinishReason, Token, generate_ids
-from zhixing.decoding.protocol import LanguageModel, S
+from zhixing.decoding.protocol import LanguageModel, S, as_reader
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 from zhixing.progress import Progress
@@ -120,6 +120,8 @@ def generate(
     """
     settings = _with_ends(settings, tokenizer)
     ids = _prompt_ids(tokenizer, prompts)
+    if as_reader(model) is not None:
+        ids = [tokenizer.with_ends(row) for row in ids]
     if settings.num_beams > 1:
         with Progress("searching", total=len(prompts), unit="prompts") as progress:
             found = beam_search(model, ids, settings, batch_size=batch_size, watch=progress.update)

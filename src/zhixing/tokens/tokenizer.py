@@ -125,6 +125,16 @@ class Tokenizer:
         before, after = self._ends
         return [*before, *ids, *after]
 
+    def end_texts(self) -> None:
+        """From now on `with_ends`, and transformers' tokenizer, put the end-of-text token behind a text.
+
+        For models that read whole texts: they learn from it where the text is complete.
+        """
+        self._inner.post_processor = processors.TemplateProcessing(
+            single=f"$A {self.eos}", special_tokens=[(self.eos, self.eos_id)]
+        )
+        self.__dict__.pop("_ends", None)
+
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids with the tokenizer's ends, and which characters of the text each stands for; (0, 0) for an end."""
         ids: list[int] = []

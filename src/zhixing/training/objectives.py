@@ -150,6 +150,25 @@ def next_token(label_smoothing: float = 0.0) -> Objective:
     return objective
 
 
+def target_given_source(label_smoothing: float = 0.0) -> Objective:
+    """Write a text after reading another (Sutskever et al. 2014, eq. 1): the sum of -log p(y_t | y_<t, x).
+
+    batch.sources (B, S), batch.source_lengths (B,), batch.inputs and batch.targets (B, T). Smoothing is for learning:
+    held-out loss is plain.
+    """
+
+    def objective(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        hidden = model(batch.inputs, batch.sources, batch.source_lengths)  # (B, T, D)
+        inner: Any = getattr(model, "module", model)
+        bias = getattr(inner, "logits_bias", None)
+        bias = bias if bias is not None and bool(bias.any()) else None  # zeros until a checkpoint brings others
+        smoothing = label_smoothing if model.training else 0.0
+        loss = linear_cross_entropy(hidden, inner.head(), batch.targets, smoothing, bias)
+        return loss, (batch.targets != IGNORED).sum()
+
+    return objective
+
+
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
