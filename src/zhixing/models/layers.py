@@ -307,15 +307,66 @@ class BidirectionalAttention(nn.Module):
         return weights
 
 
-class CrossAttention(nn.Module):
-    """softmax(Q K^T / sqrt(K)) V: Q of what is written, K and V of what was read (Vaswani et al. 2017, 3.2.3)."""
+class BiasedAttention(nn.Module):
+    """softmax(Q K^T + bias) V, not divided by sqrt(K), and no bias in the products (Raffel et al. 2020, section 2.1).
 
-    def __init__(self, d_model: int, n_heads: int, *, dropout: float) -> None:
+    The bias (1 or B, H, T, S) is what positions add to the scores, with -inf where a query must not look. It is one for
+    all layers of a stack, so who calls makes it once. H K need not be D.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, head_size: int, *, dropout: float) -> None:
         super().__init__()
-        self.n_heads, self.head_size, self.dropout = n_heads, d_model // n_heads, dropout
-        self.q = Linear(d_model, d_model)
-        self.kv = JoinedLinear(d_model, (d_model, d_model), bias=True)
-        self.out = Linear(d_model, d_model)
+        self.n_heads, self.head_size, self.dropout = n_heads, head_size, dropout
+        size = n_heads * head_size
+        self.qkv = JoinedLinear(d_model, (size, size, size), bias=False)
+        self.out = Linear(size, d_model, bias=False)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v (B, H, T, K) each of x (B, T, D)."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.n_heads, self.head_size))  # (B, T, 3, H, K)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        return self._mix(*self.heads(x), bias, self.dropout if self.training else 0.0)
+
+    def step(self, x: Tensor, bias: Tensor, cache: KeyValueCache, positions: Tensor | int) -> Tensor:
+        """The same for T new tokens a row, with the earlier ones in the cache; bias (1 or B, H, T, seen)."""
+        q, k, v = self.heads(x)
+        cache.write(k, v, positions)
+        seen = bias.shape[-1]
+        return self._mix(q, cache.keys[:, :, :seen], cache.values[:, :, :seen], bias, 0.0)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
+        # models/cpu_attention.py knows no bias, so training takes torch's plain operators, with and without dropout
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout, scale=1.0)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """softmax(Q K^T / sqrt(K)) V: Q of what is written, K and V of what was read (Vaswani et al. 2017, 3.2.3).
+
+    A head has d_model / n_heads channels unless head_size says otherwise. Not divided by sqrt(K), it is T5's.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        dropout: float,
+        head_size: int | None = None,
+        bias: bool = True,
+        divided: bool = True,
+    ) -> None:
+        super().__init__()
+        self.n_heads, self.head_size, self.dropout = n_heads, head_size or d_model // n_heads, dropout
+        self.q_scale = 1.0 if divided else self.head_size**0.5  # what `attend` divides by, whichever way it goes
+        size = n_heads * self.head_size
+        self.q = Linear(d_model, size, bias=bias)
+        self.kv = JoinedLinear(d_model, (size, size), bias=bias)
+        self.out = Linear(size, d_model, bias=bias)
 
     def keys_and_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """k, v (B, H, S, K) each of what was read (B, S, D): once a text."""
@@ -325,6 +376,8 @@ class CrossAttention(nn.Module):
     def forward(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """y (B, T, D) looks at k, v (B, H, S, K); mask (B, 1, 1, S) or None -> (B, T, D)."""
         q = self.q(y).unflatten(-1, (self.n_heads, self.head_size)).transpose(1, 2)  # (B, H, T, K)
+        if self.q_scale != 1:
+            q = q * self.q_scale
         mixed = attend(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
