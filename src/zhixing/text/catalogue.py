@@ -26,9 +26,10 @@ import tomllib
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,14 +37,16 @@ from zhixing.errors import InputError
 from zhixing.files import atomic_dir, fsync_path, sha256_file, verify_manifest
 from zhixing.progress import Progress, quantity, say
 from zhixing.text import conversion
-from zhixing.text.archives import archive_members
+from zhixing.text.archives import Members, archive_members
 from zhixing.text.cleaning import text_key
-from zhixing.text.conversion import LABELLED, TEXTS, Part, json_line
+from zhixing.text.conversion import LABELLED, PAIRS, TEXTS, Part, json_line
 
 LAYOUT = 2  # of the files made from an archive; another number makes them again
 FACTS = "facts.json"
 
-Task = Literal["text", "classification", "regression", "vectors", "word-pairs", "model"]
+Task = Literal["text", "classification", "regression", "translation", "summarization", "vectors", "word-pairs", "model"]
+PAIR_TASKS = ("translation", "summarization")
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,10 @@ class Dataset:
     archive: str = ""
     sha256: str = ""
     bytes: int = 0
+    further: list[str] = field(default_factory=list)  # further archives: "package version archive bytes sha256"
     members: list[str] = field(default_factory=list)  # patterns of the archive's paths; for "files" one path a file
     licence_members: list[str] = field(default_factory=list)
-    reader: str = ""  # one of TEXTS or LABELLED, "files" or "glove"
+    reader: str = ""  # one of TEXTS, LABELLED or PAIRS, "files" or "glove"
     files: list[str] = field(default_factory=list)
     test_files: list[str] = field(default_factory=list)  # of a split that the set brings with it
     parts: list[str] = field(default_factory=list)  # of a collection
@@ -77,7 +81,7 @@ class Dataset:
     task: Task = "text"  # what it is for
     label_column: str = ""
     score_column: str = ""
-    rows: int = 0  # texts with a label or a score, after removing repeated ones
+    rows: int = 0  # texts with a label or a score, or pairs, after removing repeated ones
     n_labels: int = 0
 
 
@@ -130,7 +134,7 @@ def dataset_test_files(name: str, cache_dir: Path | None = None) -> list[Path]:
 
 
 def dataset_facts(name: str, cache_dir: Path | None = None) -> dict[str, Any]:
-    """What was counted when a labelled set was made: for each part its rows, labels, and duplicates; {} for others."""
+    """What was counted when a set of labels or pairs was made: its rows, labels, and what was removed; else {}."""
     path = fetch_dataset(name, cache_dir) / FACTS
     facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return facts
@@ -169,12 +173,13 @@ def fetch_dataset(name: str, cache_dir: Path | None = None) -> Path:
         os.replace(folder, trash)
         shutil.rmtree(trash, ignore_errors=True)
     try:
-        archives = (cache_dir or cache_folder()) / "archives"
-        archive = _fetch_lists(entry, archives) if entry.kind == "apt" else _fetch_archive(entry, archives)
-        say(f"{name}: taking it out of {archive.name}")
+        folder_of_archives = (cache_dir or cache_folder()) / "archives"
+        fetch = _fetch_lists if entry.kind == "apt" else _fetch_archive
+        archives = [fetch(one, folder_of_archives) for one in _archives(entry)]
+        say(f"{name}: taking it out of {', '.join(archive.name for archive in archives)}")
         try:
-            with atomic_dir(folder, {"dataset": name, "archive": entry.sha256, "layout": LAYOUT}) as made:
-                _extract(entry, archive, made)
+            with atomic_dir(folder, {"dataset": name, "archive": _sums(entry), "layout": LAYOUT}) as made:
+                _extract(entry, archives, made)
         except FileExistsError:
             if not _ready(entry, folder):  # else another process was faster, and that is as good
                 raise
@@ -203,7 +208,22 @@ def _ready(entry: Dataset, folder: Path) -> bool:
         manifest = verify_manifest(folder)
     except (ValueError, OSError):
         return False
-    return (manifest.get("archive"), manifest.get("layout")) == (entry.sha256, LAYOUT)
+    return (manifest.get("archive"), manifest.get("layout")) == (_sums(entry), LAYOUT)
+
+
+def _archives(entry: Dataset) -> list[Dataset]:
+    """The entry for each of its archives, as if it had only that one."""
+    found = [replace(entry, further=[])]
+    for line in entry.further:
+        package, version, archive, size, sha256 = line.split()
+        found.append(
+            replace(found[0], package=package, version=version, archive=archive, bytes=int(size), sha256=sha256)
+        )
+    return found
+
+
+def _sums(entry: Dataset) -> str:
+    return " ".join(one.sha256 for one in _archives(entry))
 
 
 # ---- fetching
@@ -389,30 +409,36 @@ def _run_client(command: list[str], folder: Path, entry: Dataset) -> None:
 # ---- taking the files out of it
 
 
-def _extract(entry: Dataset, archive: Path, folder: Path) -> None:
-    """Write the data set's files, their licence and, of a labelled set, what was counted into `folder`."""
-    members = archive_members(archive, entry.members)
+def _extract(entry: Dataset, archives: list[Path], folder: Path) -> None:
+    """Write the data set's files, their licence and, of labels or pairs, what was counted into `folder`."""
+    members = _members(archives, entry.members)
     if entry.reader in LABELLED:
-        whole = _write_labelled(entry, archive, folder)
+        whole = _write_labelled(entry, members, folder)
+    elif entry.reader in PAIRS:
+        whole = _write_pairs(entry, members, folder)
     elif entry.reader == "files":
-        whole = _write_files(entry, archive, folder)
+        whole = _write_files(entry, members, folder)
     else:
         pieces = conversion.glove_text(members) if entry.reader == "glove" else TEXTS[entry.reader](members)
-        whole = _write_pieces(entry, archive, folder / entry.files[0], pieces)
+        whole = _write_pieces(entry, folder / entry.files[0], pieces)
     if not whole:
         raise InputError(
             "the archive does not hold the text",
-            where=archive.name,
+            where=", ".join(archive.name for archive in archives),
             why=f"no member fits {entry.members}",
             mend="tell us",
         )
-    licences = [body for _, body in archive_members(archive, entry.licence_members)]
+    licences = dict.fromkeys(body for _, body in _members(archives, entry.licence_members))
     (folder / "LICENSE").write_bytes(b"\n\n".join(licences))
 
 
-def _write_pieces(entry: Dataset, archive: Path, target: Path, pieces: Iterator[bytes]) -> bool:
+def _members(archives: list[Path], patterns: list[str]) -> Members:
+    return chain.from_iterable(archive_members(archive, patterns) for archive in archives)
+
+
+def _write_pieces(entry: Dataset, target: Path, pieces: Iterator[bytes]) -> bool:
     done = 0
-    with target.open("wb") as out, Progress(f"reading {archive.name}", entry.characters, "characters") as progress:
+    with target.open("wb") as out, Progress(f"reading {entry.archive}", entry.characters, "characters") as progress:
         for piece in pieces:
             out.write(piece)
             done += len(piece)
@@ -420,11 +446,11 @@ def _write_pieces(entry: Dataset, archive: Path, target: Path, pieces: Iterator[
     return done > 0
 
 
-def _write_files(entry: Dataset, archive: Path, folder: Path) -> bool:
+def _write_files(entry: Dataset, members: Members, folder: Path) -> bool:
     """Members as they are, under the names of the catalogue."""
     names = dict(zip(entry.members, entry.files, strict=True))
     done = 0
-    for member, body in archive_members(archive, entry.members):
+    for member, body in members:
         target = folder / names[member]
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(body)
@@ -432,18 +458,18 @@ def _write_files(entry: Dataset, archive: Path, folder: Path) -> bool:
     return done == len(names)
 
 
-def _write_labelled(entry: Dataset, archive: Path, folder: Path) -> bool:
+def _write_labelled(entry: Dataset, members: Members, folder: Path) -> bool:
     """Labelled rows as jsonl, and their counts.
 
     A set that brings its own split is kept as it is, for others have scores on it, and its repeated texts are counted.
     Of any other set a text that occurs again is dropped, and all its copies where their labels contradict one another.
     """
     parts: dict[Part, list[dict[str, Any]]] = {"train": [], "test": []}
-    with Progress(f"reading {archive.name}", entry.rows, "rows") as progress:
-        for number, (part, row) in enumerate(LABELLED[entry.reader](archive_members(archive, entry.members))):
+    with Progress(f"reading {entry.archive}", entry.rows, "rows") as progress:
+        for number, (part, row) in enumerate(LABELLED[entry.reader](members)):
             parts[part].append(row)
             progress.update(number)
-    facts: dict[str, Any] = {"name": entry.name, "archive": archive.name}
+    facts: dict[str, Any] = {"name": entry.name, "archive": entry.archive}
     for part, rows in parts.items():
         if not rows:
             continue
@@ -478,3 +504,36 @@ def _without_repeats(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], 
         "contradictory_texts": len(kept) - len(clear),
         "removed": len(rows) - len(clear),
     }
+
+
+def _write_pairs(entry: Dataset, members: Members, folder: Path) -> bool:
+    """Pairs as jsonl, and their counts. Those that nobody translated and those that came before are dropped.
+
+    Nobody translated a pair whose sides are the same but for case, and one without a Chinese character where the target
+    is Chinese.
+    """
+    seen: set[tuple[str, str]] = set()
+    counts = Counter[str]()
+    with (folder / entry.files[0]).open("wb") as out, Progress(f"reading {entry.name}", None, "files") as progress:
+        for row in PAIRS[entry.reader](_watched(members, progress)):
+            counts["rows_in_package"] += 1
+            pair = row["source"], row["target"]
+            if pair[0].casefold() == pair[1].casefold():
+                counts["identical"] += 1
+            elif entry.languages[-1] == "zh" and not HAN.search(pair[1]):
+                counts["not_translated"] += 1
+            elif pair in seen:
+                counts["repeated"] += 1
+            else:
+                seen.add(pair)
+                out.write(json_line(row))
+    names = [one.archive for one in _archives(entry)]
+    facts = {"name": entry.name, "archive": ", ".join(names), "train": {"rows": len(seen), **counts}}
+    (folder / FACTS).write_text(json.dumps(facts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return bool(seen)
+
+
+def _watched(members: Members, progress: Progress) -> Members:
+    for number, member in enumerate(members):
+        yield member
+        progress.update(number + 1)

@@ -2,6 +2,7 @@
 
 TEXTS       to the bytes of one text or jsonl file
 LABELLED    to rows {"text": ..., "label": ...} or {"text": ..., "score": ...} of the part "train" or "test"
+PAIRS       to rows {"source": ..., "target": ..., "group": ...}: translations, or texts and what sums them up
 members as they are, and GloVe's numbers as text
 """
 
@@ -15,6 +16,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from html.parser import HTMLParser
 from typing import Any, Literal
@@ -275,6 +277,147 @@ LABELLED: dict[str, Callable[[Members], Rows]] = {
     "orange": _orange,
     "ratings": _ratings,
     "sections": _sections,
+}
+
+
+# ---- pairs
+
+
+@dataclass
+class _Element:
+    """An element of a paragraph that is still open. A switch holds variants, of which a reader sees one."""
+
+    tag: str
+    name: str = ""  # its id
+    switch: bool = False
+    pieces: list[str] = field(default_factory=list)
+    variants: list[tuple[str, str]] = field(default_factory=list)  # of a switch: (id, text)
+
+    def text(self) -> str:
+        """Of variants the one by default (not that of one system or program), else the first."""
+        usual = next((text for name, text in self.variants if name.startswith("default")), None)
+        return "".join(self.pieces) + (usual if usual is not None else self.variants[0][1] if self.variants else "")
+
+
+class HelpParagraphs(HTMLParser):
+    """The paragraphs of a LibreOffice help page by their id, which is the same in every language.
+
+    `found` holds a list for each id: a page is put together from others, and what two of these call by one id stands
+    there twice, in this order. Code is left out.
+
+        <p id="a">Press <span class="switchinline"><span id="MAC1">Cmd</span><span id="default1">Ctrl</span></span>+1
+        gives {"a": ["Press Ctrl+1"]}
+    """
+
+    CODE = re.compile(r"\b(?:smath)?code")  # classes code, codeintable, smathcode
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, list[str]] = {}
+        self.open: list[_Element] = []  # the paragraph under way and what is open in it
+        self.inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts = {name: value or "" for name, value in attrs}
+        if facts.get("id") == "DisplayArea" or tag == "footer":
+            self.inside = tag != "footer"
+        if tag in HelpPage.BLOCKS or tag == "footer":
+            self.end_paragraph()
+            if self.inside and "id" in facts and tag != "pre" and not self.CODE.search(facts.get("class", "")):
+                self.open.append(_Element(tag, facts["id"]))
+        elif self.open and tag == "br":
+            self.open[-1].pieces.append(" ")
+        elif self.open and tag not in HelpPage.VOID:
+            self.open.append(_Element(tag, facts.get("id", ""), facts.get("class") in ("switch", "switchinline")))
+
+    def handle_endtag(self, tag: str) -> None:
+        if any(element.tag == tag for element in self.open):
+            while self.close_last() != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1].tag not in ("script", "style"):
+            self.open[-1].pieces.append(data)
+
+    def close_last(self) -> str:
+        """Close the innermost element: its text becomes its parent's, or a paragraph. Its tag."""
+        element = self.open.pop()
+        if not self.open:
+            self.found.setdefault(element.name, []).append(" ".join(element.text().split()))
+        elif self.open[-1].switch:
+            self.open[-1].variants.append((element.name, element.text()))
+        else:
+            self.open[-1].pieces.append(element.text())
+        return element.tag
+
+    def end_paragraph(self) -> None:
+        while self.open:
+            self.close_last()
+
+
+def _help_pairs(members: Members) -> Iterator[dict[str, Any]]:
+    """Paragraphs of LibreOffice's help in English and another language, the page as group.
+
+    They belong together by page, id and, where an id occurs again, by which time it is. Pages and ids of one language
+    only, and ids that occur more often in one, are left out.
+    """
+    pages: dict[str, dict[bool, dict[str, list[str]]]] = {}  # path -> whether in English -> paragraphs
+    for name, body in members:
+        language, _, path = name.partition("/help/")[2].partition("/text/")
+        page = HelpParagraphs()
+        page.feed(body.decode("utf-8"))
+        page.close()
+        page.end_paragraph()
+        pages.setdefault(path.removesuffix(".html"), {})[language == "en-US"] = page.found
+    for path, sides in sorted(pages.items()):
+        for key, sources in sides.get(True, {}).items():
+            targets = sides.get(False, {}).get(key, [])
+            if len(sources) == len(targets):
+                for source, target in zip(sources, targets, strict=True):
+                    if source and target:
+                        yield {"source": source, "target": target, "group": path}
+
+
+def _synopses(members: Members) -> Iterator[dict[str, Any]]:
+    """Long descriptions of Debian packages and their synopses, the source package as group."""
+    for _, row in _sections(members):
+        synopsis, _, text = row["text"].partition("\n")
+        text = unwrapped(text)
+        if synopsis.strip() and text:
+            yield {"source": text, "target": synopsis.strip(), "group": row["group"]}
+
+
+LIST_ITEM = re.compile(r"[*+•-] ")
+
+
+def unwrapped(text: str) -> str:
+    """A Debian description with a line for each paragraph and list item (Debian Policy, 5.6.13).
+
+    An indented line stands for itself, others were broken to fit a screen. A bullet begins a line, indented or not, and
+    what is indented more than its bullet goes on with it.
+    """
+    lines = [""]
+    goes_on = range(0)  # by how many blanks a line that continues the last one may be indented
+    for line in text.split("\n"):
+        words = " ".join(line.split())
+        indent = len(line) - len(line.lstrip())
+        if not words:
+            lines += [""] * bool(lines[-1])
+            goes_on = range(0)
+        elif LIST_ITEM.match(words):
+            lines.append(words)
+            goes_on = range(indent + 1, 80)
+        elif indent in goes_on:
+            lines[-1] += f" {words}"
+        else:
+            lines.append(words)
+            goes_on = range(0 if indent else 1)
+    return "\n".join(lines).strip()
+
+
+PAIRS: dict[str, Callable[[Members], Iterator[dict[str, Any]]]] = {
+    "help-pairs": _help_pairs,
+    "synopses": _synopses,
 }
 
 
