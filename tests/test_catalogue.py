@@ -39,6 +39,7 @@ from zhixing.text.catalogue import (
     show_dataset,
 )
 from zhixing.text.conversion import osis_text
+from zhixing.text.pairs import Pair, PairSettings, read_pairs
 from zhixing.text.readers import read_documents
 from zhixing.text.splits import split_documents
 
@@ -64,20 +65,27 @@ def test_every_entry_is_complete() -> None:
             assert entry.rows > 1000
             assert {"text", entry.label_column or entry.score_column} <= set(entry.columns)
             assert (entry.n_labels > 1) == (entry.task == "classification")
+        if entry.task in catalogue.PAIR_TASKS:
+            assert entry.rows > 1000
+            assert entry.columns == ["source", "target", "group"]
+            assert len(entry.languages) == (2 if entry.task == "translation" else 1)
+            assert entry.reader in conversion.PAIRS
         if entry.kind == "collection":
             assert all(show_dataset(part) for part in entry.parts)
         elif entry.kind == "shipped":
             assert all((SAMPLES / file).is_file() for file in entry.files)
         else:
-            assert re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
-            assert entry.bytes > 1_000_000
-            if entry.kind != "apt":
-                assert entry.version in entry.archive.replace("%3a", ":")
+            for one in catalogue._archives(entry):
+                assert re.fullmatch(r"[0-9a-f]{64}", one.sha256)
+                assert one.bytes > 1_000_000
+                if one.kind != "apt":
+                    assert one.version in one.archive.replace("%3a", ":")
+            assert len(catalogue._archives(entry)) == 1 + len(entry.further)
             if entry.reader == "files":
                 assert len(entry.files) == len(entry.members)
                 assert not any("*" in member for member in entry.members)
             else:
-                assert entry.reader in [*conversion.TEXTS, *conversion.LABELLED, "glove"]
+                assert entry.reader in [*conversion.TEXTS, *conversion.LABELLED, *conversion.PAIRS, "glove"]
                 assert len(entry.files) == 1
             assert entry.members
             assert entry.licence_members
@@ -513,6 +521,165 @@ assert (lists / "partial").is_dir()
     assert (fetch_dataset("test") / "test.jsonl").is_file()
 
 
+# ---- pairs, and sets of several archives
+
+
+HELP = """<html><body><header><p id="menu">Menu</p></header><div id="DisplayArea">
+<h1 id="hd_1" dir="auto"><a href="x">{title}</a></h1>
+<p id="par_2" class="paragraph"><a name="x"></a>{press} <span id="swlnsys1" class="switchinline"><span hidden="true"
+ id="MACx_1" class="MAC"><span class="keycode">Command</span></span><span hidden="true" id="defaultx_1"><span
+ class="keycode">Ctrl</span></span></span><span class="keycode">+1</span>.<br/>{then} &amp; <b>x</b><img alt="a"/></p>
+<span id="swlnappl2" class="switch"><span hidden="true" id="CALCx"><p id="par_3">{calc}</p></span></span>
+<p id="par_4">{draw}<span class="switchinline"><span id="DRAWx">{page}</span></span></p><p class="howto">No id</p>
+<p id="par_4">{again}</p><pre id="par_5">Sub Main</pre><p id="par_6" class="codeintable">Print 1</p>
+<p id="par_7">LibreOffice</p><p id="par_8">{blank}</p>{more}</div><footer><p id="par_9">{title}</p></footer></body>"""
+ENGLISH = {
+    "title": "Keys", "press": "Press", "then": "Then\n  wait", "calc": "A\nsheet", "draw": "The ", "page": "page",
+    "again": "Again", "blank": "Blank", "more": '<p id="par_10">once</p><p id="par_10">twice</p><p id="par_11">only</p>',
+}  # fmt: skip
+CHINESE = {
+    "title": "按键", "press": "按", "then": "然后等待", "calc": "工作表", "draw": "那", "page": "页", "again": "又一次",
+    "blank": " ", "more": '<p id="par_10">一次</p>',
+}  # fmt: skip
+HELP_PAIRS = [
+    ("Keys", "按键"),
+    ("Press Ctrl+1. Then wait & x", "按 Ctrl+1. 然后等待 & x"),
+    ("A sheet", "工作表"),
+    ("The page", "那页"),
+    ("Again", "又一次"),
+]
+
+
+def help_archives(folder: Path) -> list[Path]:
+    """The help of two languages as two .deb, with a page that nobody translated and one that repeats another."""
+    import lzma
+
+    found = []
+    for language, words in (("en-US", ENGLISH), ("zh-CN", CHINESE)):
+        root = f"./usr/share/libreoffice/help/{language}"
+        members = {
+            f"{root}/text/scalc/01/keys.html": HELP.format(**words).encode(),
+            f"{root}/text/scalc/main.html": HELP.format(**ENGLISH).encode(),
+            f"{root}/text/swriter/keys.html": HELP.format(**words).encode(),
+            f"{root}/text/only-{language}.html": HELP.format(**words).encode(),
+            f"{root}/index.html": b"",
+            "./usr/share/doc/help/copyright": b"MPL-2.0",
+        }
+        found.append(folder / f"help-{language.lower()}_1%3a7_all.deb")
+        found[-1].write_bytes(deb(lzma.compress(tarball(members)), "data.tar.xz"))
+    return found
+
+
+def test_help_pages_are_paired_by_id(tmp_path: Path) -> None:
+    archives = help_archives(tmp_path)
+    rows = list(conversion._help_pairs(catalogue._members(archives, ["usr/share/libreoffice/help/*/text/*.html"])))
+    here = [(row["source"], row["target"]) for row in rows if row["group"] == "scalc/01/keys"]
+    assert here == [*HELP_PAIRS, ("LibreOffice", "LibreOffice")]
+    assert sorted({row["group"] for row in rows}) == ["scalc/01/keys", "scalc/main", "swriter/keys"]
+
+
+@pytest.fixture
+def two_archives(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The set `test` of pairs, made of two archives that a program called apt-get gives."""
+    shelf.mkdir()
+    archives = help_archives(shelf)
+    client = tmp_path / "bin" / "apt-get"
+    client.parent.mkdir()
+    client.write_text(
+        f"""#!{sys.executable}
+import pathlib, shutil, sys
+package, version = sys.argv[-1].split("=")
+shutil.copy(next(pathlib.Path({str(shelf)!r}).glob(package + "_*")), ".")
+"""
+    )
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(client.parent))
+    sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in archives]
+    facts = {
+        "kind": "deb",
+        "package": "help-en-us",
+        "version": "1:7",
+        "further": [f"help-zh-cn 1:7 {archives[1].name} {archives[1].stat().st_size} {sums[1]}"],
+        "members": ["usr/share/libreoffice/help/*/text/*.html"],
+        "licence_members": ["*/copyright"],
+        "reader": "help-pairs",
+        "task": "translation",
+        "languages": ["en", "zh"],
+        "columns": ["source", "target", "group"],
+    }
+    enter(monkeypatch, archives[0], **facts)
+    return archives
+
+
+def test_a_set_of_two_archives(two_archives: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fetch_dataset("test")
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    assert [(row["source"], row["target"]) for row in rows] == HELP_PAIRS
+    assert {row["group"] for row in rows} == {"scalc/01/keys"}, "the other page says the same"
+    counts = {"rows": 5, "rows_in_package": 22, "identical": 12, "repeated": 5}
+    assert dataset_facts("test") == {
+        "name": "test", "archive": f"{two_archives[0].name}, {two_archives[1].name}", "train": counts
+    }  # fmt: skip
+    assert (folder / "LICENSE").read_text() == "MPL-2.0"
+    told = capsys.readouterr().err
+    assert told.count("fetching help-en-us 1:7 with apt-get") == told.count("fetching help-zh-cn 1:7 with apt-get") == 1
+    assert is_here("test")
+    pairs = read_pairs("test")
+    assert [(pair.source, pair.target) for pair in pairs] == HELP_PAIRS
+    back = read_pairs("test", PairSettings(source_language="zh-CN"))
+    assert back[0] == Pair("按键", "Keys", "scalc/01/keys")
+    with pytest.raises(InputError, match="is not from 'de' to 'en'") as refused:
+        read_pairs("test", PairSettings(source_language="de", target_language="en"))
+    assert "its languages are en and zh" in refused.value.message()
+
+
+def test_of_two_archives_only_the_damaged_one_is_fetched_again(
+    two_archives: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fetch_dataset("test")
+    shutil.rmtree(folder)
+    kept = cache_folder() / "archives" / two_archives[1].name
+    kept.write_bytes(kept.read_bytes()[:-1])
+    capsys.readouterr()
+    fetch_dataset("test")
+    told = capsys.readouterr().err
+    assert "fetching help-zh-cn" in told
+    assert "fetching help-en-us" not in told
+    # another second archive is another set
+    entry = show_dataset("test")
+    enter(monkeypatch, two_archives[0], **{**vars(entry), "further": [entry.further[0][:-1] + "x"]})
+    assert not is_here("test")
+    with pytest.raises(InputError, match="not the one in the catalogue"):
+        fetch_dataset("test")
+
+
+def test_pairs_without_a_translation_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("Yes", "是"), ("yes", "YES"), ("No", "Nein"), ("Yes", "是"), ("Yes", "对")]
+    reader = {"help-pairs": lambda _: iter({"source": a, "target": b, "group": "g"} for a, b in rows)}
+    monkeypatch.setattr(catalogue, "PAIRS", reader)
+    entry = show_dataset("libreoffice-help-en-zh")
+    assert catalogue._write_pairs(entry, iter(()), tmp_path)
+    assert json.loads((tmp_path / "facts.json").read_text())["train"] == {
+        "rows": 2, "rows_in_package": 5, "identical": 1, "not_translated": 1, "repeated": 1
+    }  # fmt: skip
+    assert catalogue._write_pairs(show_dataset("libreoffice-help-en-de"), iter(()), tmp_path)
+    assert json.loads((tmp_path / "facts.json").read_text())["train"]["rows"] == 3
+    monkeypatch.setattr(catalogue, "PAIRS", {"help-pairs": lambda _: iter(())})
+    assert not catalogue._write_pairs(entry, iter(()), tmp_path)
+
+
+def test_long_descriptions_and_their_synopses() -> None:
+    packages = b"Package: a\nSource: s (1.0)\nSection: games\nDescription-md5: 1\n\nPackage: b\nSection: x\nDescription-md5: 2\n"
+    translations = (
+        b"Package: a\nDescription-md5: 1\nDescription-en: a game\n A game\n of many words:\n   * one\n     and a half\n"
+        b"   * two\n .\n .\n Then it\n ends.\n\nPackage: b\nDescription-md5: 2\nDescription-en: nothing more\n ."
+    )
+    rows = list(conversion._synopses(iter([("Packages", packages), ("Translation-en", translations)])))
+    text = "A game of many words:\n* one and a half\n* two\n\nThen it ends."
+    assert rows == [{"source": text, "target": "a game", "group": "s"}]
+    assert conversion.unwrapped("a\n  b\n  c\nd\n- e\nf\n\n\n") == "a\nb\nc\nd\n- e\nf"
+
+
 def test_ratings_of_snippets() -> None:
     tweets = "\ufeffid\tsentiment\ttext\r\n1\t2.726315789\tSo lucky.\r\n"
     shop = 'id\tsentiment\ttext\n12_1\t-0.9\tno picture\n12_2\t0.05\t"  this went away.\n'
@@ -702,7 +869,9 @@ def test_fetch_for_real(name: str, tmp_path: Path) -> None:
     elif entry.rows:
         facts = dataset_facts(name, tmp_path)
         assert facts["train"]["rows"] == entry.rows
-        assert len(facts["train"]["labels"]) == entry.n_labels
+        assert len(facts["train"].get("labels", [])) == entry.n_labels
+        if entry.task in catalogue.PAIR_TASKS:
+            assert len(read_pairs(str(documents[0]), PairSettings(max_ratio=0))) == entry.rows
     else:
         assert sum(path.stat().st_size for path in documents) > entry.characters
     assert (folder / "LICENSE").stat().st_size > 400

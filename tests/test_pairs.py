@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from zhixing.errors import InputError
-from zhixing.text.pairs import Pair, PairSettings, read_pairs
+from zhixing.text.pairs import Pair, PairCounts, Pairs, PairSettings, read_pairs, split_pairs
 
 EN_ZH = PairSettings(source_language="en", target_language="zh")
 ROWS = [
@@ -70,7 +72,7 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path, capsys: pytes
         ROWS[0],
         ("  Click   the button to close the window. ", ROWS[0][1]),  # the same once blanks are one
     ]
-    found = read_pairs(jsonl(tmp_path / "a.jsonl", rows), EN_ZH)
+    found = read_pairs(jsonl(tmp_path / "a.jsonl", list(rows)), EN_ZH)
     counts = found.counts
     assert [counts.empty_side, counts.identical, counts.length_ratio, counts.wrong_script, counts.repeated] == [
         3,
@@ -159,3 +161,138 @@ def test_tmx_that_is_cut_off_hostile_or_of_other_languages(tmp_path: Path) -> No
     with pytest.raises(InputError, match="several languages"):
         read_pairs(str(path))
     assert list(read_pairs(str(path), PairSettings(source_language="de", target_language="fr"))) == [Pair("Ja", "Oui")]
+
+
+# ---- forms of one column, and names
+
+
+def test_translations_by_language_and_documents_with_summaries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(json.dumps({"translation": {"en-US": a, "de": "-", "zh": b}, "group": 7}) + "\n" for a, b in ROWS)
+    )
+    assert list(read_pairs(str(path), EN_ZH)) == [Pair(a, b, "7") for a, b in ROWS]
+    back = read_pairs(str(path), PairSettings(source_language="zh", target_language="en"))
+    assert list(back) == [Pair(b, a, "7") for a, b in ROWS]
+    with pytest.raises(InputError, match="several languages"):
+        read_pairs(str(path))
+    with pytest.raises(InputError, match="nothing in 'fr'") as refused:
+        read_pairs(str(path), PairSettings(source_language="en", target_language="fr"))
+    assert "en-US, de, zh" in refused.value.message()
+    path.write_text('{"translation": ["a", "b"]}\n{"translation": {"en": "a", "zh": 3}}\n{"translation": null}\n')
+    with pytest.raises(InputError, match="no pair is left"):
+        read_pairs(str(path), PairSettings("source", "target", "en", "zh", on_bad_record="skip"))
+    rows = [("A long text.", "Text."), ("Another text.", "More.")]
+    path.write_text("".join(json.dumps({"document": a, "summary": b}) + "\n" for a, b in rows))
+    assert list(read_pairs(str(path))) == [Pair(*row) for row in rows]
+    assert capsys.readouterr().err.count("'document' is taken as the source") == 1
+    assert read_pairs(str(path), PairSettings("summary", "document"))[0] == Pair("Text.", "A long text.")
+    (tmp_path / "b.csv").write_text("document,summary\nA long text.,Text.\n")
+    assert list(read_pairs(str(tmp_path / "b.csv"))) == [Pair("A long text.", "Text.")]
+
+
+def test_translations_of_a_parquet_file(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"translation": {"en": a, "zh": b}, "other": 1} for a, b in ROWS]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [(p.source, p.target) for p in read_pairs(str(tmp_path / "a.parquet"), EN_ZH)] == ROWS
+
+
+def test_a_named_set_without_pairs_is_refused() -> None:
+    with pytest.raises(InputError, match="'tang' holds no pairs") as refused:
+        read_pairs("tang")
+    assert "libreoffice-help-en-zh" in refused.value.mend
+    assert "debian-descriptions" in refused.value.mend
+
+
+# ---- splitting
+
+
+def pairs_of(rows: list[tuple[str, str, str]]) -> Pairs:
+    return Pairs("test", [Pair(*row) for row in rows], [f"test:{i + 1}" for i in range(len(rows))], PairCounts())
+
+
+WORDS = ["open", "the", "file", "close", "a", "window", "select", "cells", "format", "page", "print", "border", "index"]
+SENTENCES = st.lists(st.sampled_from(WORDS), min_size=3, max_size=9).map(" ".join)
+MANY = st.lists(st.tuples(SENTENCES, SENTENCES, st.sampled_from(["", "a", "b", "c", "d"])), min_size=2, max_size=30)
+
+
+@settings(deadline=None)
+@given(MANY, st.floats(0.05, 0.6), st.integers(0, 3))
+def test_no_group_is_torn_and_no_text_is_on_both_sides(
+    rows: list[tuple[str, str, str]], fraction: float, seed: int
+) -> None:
+    pairs = pairs_of(rows)
+    refused = ""
+    try:
+        train, held, report = split_pairs(pairs, fraction, seed)
+    except InputError as error:
+        refused = error.what
+    if refused:
+        assert refused in ("there are too few pairs to split", "no pair is left to hold out")
+        return
+    again = split_pairs(pairs, fraction, seed)
+    assert (again[0].places, again[1].places, again[2]) == (train.places, held.places, report)
+    assert not {p.group for p in train} & {p.group for p in held} - {""}
+    for side in ("source", "target"):
+        known = {" ".join(getattr(p, side).casefold().split()) for p in train}
+        assert not known & {" ".join(getattr(p, side).casefold().split()) for p in held}
+    assert len(train) + len(held) + report.repeats + report.near == len(pairs)
+    assert (report.train_pairs, report.heldout_pairs) == (len(train), len(held))
+    assert train.pairs
+    assert held.pairs
+    stands = dict(zip(pairs.places, pairs, strict=True))
+    for part in (train, held):
+        assert part.places == sorted(part.places, key=pairs.places.index)
+        assert [stands[place] for place in part.places] == part.pairs
+
+
+def test_the_share_is_kept_and_the_order_of_the_pairs_is_nothing() -> None:
+    rows = [(f"source {i * 7919:x} {i}", f"target {i * 104729:x} {i}", f"page {i // 5}") for i in range(1000)]
+    train, held, report = split_pairs(pairs_of(rows), 0.1, 0)
+    assert report.repeats == 0
+    assert report.groups == 200
+    assert (len(train), len(held) + report.near) == (900, 100)
+    other = split_pairs(pairs_of(rows[::-1]), 0.1, 0)
+    assert sorted(map(str, other[1])) == sorted(map(str, held))
+    assert {p.group for p in split_pairs(pairs_of(rows), 0.1, 1)[1]} != {p.group for p in held}
+    assert "held out: " in report.summary()
+    assert "200 groups each on one side" in report.summary()
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize(
+    ("texts", "kind"),
+    [
+        (["Save  it"] * 5 + ["save it"] * 5, "repeats"),  # the same but for case and blanks
+        ([f"Choose the item that opens a dialog in which the cells' borders are set {i}" for i in range(10)], "near"),
+    ],
+)
+def test_what_training_says_is_removed_from_the_heldout_part(texts: list[str], kind: str, side: str) -> None:
+    rows = [(text, f"ziel {i * 15485863:x}", f"group {i}") for i, text in enumerate(texts)]
+    own = [(f"sentence {i * 7919:x}", f"satz {i * 104729:x}", f"page {i}") for i in range(10)]
+    if side == "target":
+        rows = [(b, a, group) for a, b, group in rows]
+    train, held, report = split_pairs(pairs_of(rows + own), 0.5, 0)
+    assert (report.repeats > 0, report.near > 0) == (kind == "repeats", kind == "near")
+    assert "removed from the held-out part" in report.summary()
+    assert len(train) + len(held) + report.repeats + report.near == 20
+    assert not any({p.source, p.target} & set(texts) for p in held)
+    with pytest.raises(InputError, match="no pair is left to hold out"):
+        split_pairs(pairs_of(rows), 0.5, 0)
+
+
+def test_what_cannot_be_split_is_said() -> None:
+    one = pairs_of([("a", "b", "g"), ("c", "d", "g")])
+    with pytest.raises(InputError, match="too few pairs"):
+        split_pairs(one, 0.5, 0)
+    with pytest.raises(InputError, match="heldout_fraction is 1"):
+        split_pairs(one, 1.0, 0)
+    two = pairs_of([("alpha", "beta", ""), ("gamma", "delta", "")])
+    for fraction in (0.01, 0.99):
+        train, held, _ = split_pairs(two, fraction, 0)
+        assert len(train) == len(held) == 1

@@ -1,8 +1,13 @@
 """Pairs of texts, one the translation (or the summary, or the reply) of the other: reading and cleaning, all counted.
 
-From jsonl, csv, tsv and parquet with a column for each side; from two files whose lines belong together, `A,B`; and
-from TMX, the exchange format of translation memories. Lengths are compared in UTF-8 bytes: an English sentence and its
-Chinese translation have about as many, though one has four times the characters.
+    read_pairs(source, settings)                   pairs of a data set by name, of files or a folder
+    split_pairs(pairs, heldout_fraction, seed)     two parts: groups on one side, no held-out text in training
+
+From jsonl, csv, tsv and parquet with a column for each side, or one column {"translation": {"en": ..., "zh": ...}};
+from two files whose lines belong together, `A,B`; and from TMX, the exchange format of translation memories.
+
+Lengths are compared in UTF-8 bytes: an English sentence and its Chinese translation have about as many, though one has
+four times the characters.
 """
 
 from __future__ import annotations
@@ -11,15 +16,16 @@ import hashlib
 import re
 import xml.parsers.expat
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from zhixing.errors import InputError
 from zhixing.progress import Progress, say
 from zhixing.recipe import DataSettings
-from zhixing.text import cleaning, readers
+from zhixing.text import catalogue, cleaning, readers
 from zhixing.text.readers import Bad, Row, SourceFile
 
 OnSuspect = Literal["drop", "keep"]
@@ -28,6 +34,8 @@ SLACK = 20  # bytes that a side may have more whatever the ratio: short texts di
 SWAPPED = 0.8  # of the pairs whose sides are in each other's script: then the columns are taken the wrong way round
 FEWEST = 20  # pairs, to say anything about all of them
 PLACES_KEPT = readers.PLACES_KEPT
+TRANSLATION = "translation"  # the column that holds a text for each language
+DOCUMENT, SUMMARY = "document", "summary"  # columns taken for source and target where these are missing
 
 LATIN, HAN = r"A-Za-z\u00c0-\u024f", r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 SCRIPTS = {
@@ -108,16 +116,25 @@ class Pairs:
             digest.update("\0".join((pair.source, pair.target, pair.group)).encode() + b"\n")
         return digest.hexdigest()
 
+    def pick(self, indices: Iterable[int]) -> Pairs:
+        """The pairs of these indices, in this order."""
+        wanted = list(indices)
+        return replace(self, pairs=[self.pairs[i] for i in wanted], places=[self.places[i] for i in wanted])
+
 
 def read_pairs(source: str, settings: PairSettings | None = None, *, quarantine: Path | None = None) -> Pairs:
-    """The pairs of a file, a folder, or two files `A,B` whose lines belong together.
+    """The pairs of a data set by name, a file, a folder, or two files `A,B` whose lines belong together.
 
-    What is left out is counted and said. InputError: two files of unequal length, sides that are plainly the wrong way
-    round, a bad record where on_bad_record is "fail", nothing left.
+    A data set's languages are those of the catalogue where none are set, and its sides are swapped where they are set
+    the other way round. Of a column "translation" the two languages are read; where there is no source and no target,
+    "document" and "summary" are. What is left out is counted and said. InputError: two files of unequal length, sides
+    that are plainly the wrong way round, a bad record where on_bad_record is "fail", nothing left.
     """
     s = settings or PairSettings()
     if s.max_ratio != 0 and not s.max_ratio >= 1:
         raise InputError(f"max_ratio = {s.max_ratio}", why="a longer side is never shorter", mend="0, or 1 and more")
+    if source in catalogue.names():
+        s = _for_dataset(source, s)
     counts = PairCounts()
     kept: list[Pair] = []
     places: list[str] = []
@@ -190,9 +207,7 @@ class _Scripts:
     """Whether the sides are written in the script of their language."""
 
     def __init__(self, source_language: str, target_language: str) -> None:
-        names = [
-            LANGUAGES.get(re.split("[-_]", language.lower())[0], "") for language in (source_language, target_language)
-        ]
+        names = [LANGUAGES.get(_plain(language), "") for language in (source_language, target_language)]
         self.source, self.target = (SCRIPTS.get(name) for name in names)
         self.told_apart = bool(self.source and self.target) and names[0] != names[1]
         self.looked_at = self.crossed = 0
@@ -233,7 +248,45 @@ def _mostly(script: re.Pattern[str], text: str) -> bool:
 Item = tuple[Pair, str] | Bad
 
 
+def _pair_sets() -> list[str]:
+    return [entry.name for entry in catalogue.list_datasets() if entry.task in catalogue.PAIR_TASKS]
+
+
+def _for_dataset(name: str, s: PairSettings) -> PairSettings:
+    """The settings with the languages of a named data set, whose columns change places if these are swapped."""
+    entry = catalogue.show_dataset(name)
+    if entry.task not in catalogue.PAIR_TASKS:
+        raise InputError(
+            f"the data set {name!r} holds no pairs",
+            why=f"it is {entry.title}",
+            mend=f"the data sets of pairs are {', '.join(_pair_sets())}",
+        )
+    if entry.task != "translation":
+        return s
+    given = [_plain(s.source_language), _plain(s.target_language)]
+    if given in (entry.languages[::-1], ["", entry.languages[0]], [entry.languages[1], ""]):
+        s = replace(s, source_column=s.target_column, target_column=s.source_column)
+        return replace(s, source_language=entry.languages[1], target_language=entry.languages[0])
+    for language, own in zip(given, entry.languages, strict=True):
+        if language not in ("", own):
+            raise InputError(
+                f"the data set {name!r} is not from {s.source_language!r} to {s.target_language!r}",
+                why=f"its languages are {' and '.join(entry.languages)}",
+                mend="set source_language and target_language to these, in either order, or to nothing",
+            )
+    return replace(s, source_language=entry.languages[0], target_language=entry.languages[1])
+
+
+def _plain(language: str) -> str:
+    """en of en-US and en_gb."""
+    return re.split("[-_]", language.lower())[0]
+
+
 def _items(source: str, s: PairSettings) -> Iterator[Item]:
+    if source in catalogue.names():
+        for path in catalogue.dataset_files(source):
+            yield from _rows(readers.source_file(path, path.name), s)
+        return
     if "," in source and not Path(source).exists():
         first, _, second = source.partition(",")
         yield from _aligned(Path(first.strip()), Path(second.strip()))
@@ -265,13 +318,27 @@ def _items(source: str, s: PairSettings) -> Iterator[Item]:
 
 
 def _rows(file: SourceFile, s: PairSettings) -> Iterator[Item]:
-    columns = [s.source_column, s.target_column]
+    usual = (s.source_column, s.target_column) == (PairSettings.source_column, PairSettings.target_column)
+    told = False
 
-    def choose(names: list[str], where: str) -> list[str]:
-        for column, setting in zip(columns, ("source_column", "target_column"), strict=True):
+    def columns_of(names: list[str], where: str) -> list[str]:
+        """The columns that hold the sides: two, or the one of translations."""
+        nonlocal told
+        wanted = [s.source_column, s.target_column]
+        if usual and TRANSLATION in names and not set(wanted) & set(names):
+            return [TRANSLATION]
+        if usual and {DOCUMENT, SUMMARY} <= set(names) and not set(wanted) & set(names):
+            if not told:
+                say(f"{file.name}: {DOCUMENT!r} is taken as the source, {SUMMARY!r} as the target")
+                told = True
+            return [DOCUMENT, SUMMARY]
+        for column, setting in zip(wanted, ("source_column", "target_column"), strict=True):
             if column not in names:
                 raise readers.missing_column(column, names, where, setting=setting)
-        return columns + ["group"] * ("group" in names)
+        return wanted
+
+    def choose(names: list[str], where: str) -> list[str]:
+        return columns_of(names, where) + ["group"] * ("group" in names)
 
     rows: Iterator[Row | Bad]
     if file.kind == "jsonl":
@@ -285,18 +352,43 @@ def _rows(file: SourceFile, s: PairSettings) -> Iterator[Item]:
             yield row
             continue
         try:
-            choose(list(row.values), row.where)
+            columns = columns_of(list(row.values), row.where)
+            sides = [row.values[column] for column in columns]
+            if columns == [TRANSLATION]:
+                columns, sides = _languages_of(sides[0], row.where, s)
         except InputError as error:
             yield row.bad(error)
             continue
-        sides = [row.values[column] for column in columns]
-        wrong = next((c for c, side in zip(columns, sides, strict=True) if not isinstance(side, str | None)), None)
+        wrong = next((at for at, side in enumerate(sides) if not isinstance(side, str | None)), None)
         if wrong is not None:
-            why = f"it is a {type(row.values[wrong]).__name__}"
-            yield row.bad(InputError(f"{wrong} is no text", where=row.where, why=why, mend=readers.MEND_SKIP))
+            why = f"it is a {type(sides[wrong]).__name__}"
+            yield row.bad(InputError(f"{columns[wrong]} is no text", where=row.where, why=why, mend=readers.MEND_SKIP))
             continue
         group = row.values.get("group")
         yield Pair(sides[0] or "", sides[1] or "", "" if group is None else str(group)), row.where
+
+
+def _languages_of(texts: Any, where: str, s: PairSettings) -> tuple[list[str], list[Any]]:
+    """The two texts of {"en": ..., "zh": ...}, and what they are called."""
+    if not (s.source_language and s.target_language):
+        raise InputError(
+            f"{TRANSLATION!r} holds several languages", where=where, mend="set source_language and target_language"
+        )
+    if not isinstance(texts, dict):
+        why = f"it is a {type(texts).__name__}"
+        raise InputError(f"{TRANSLATION!r} holds no texts by language", where=where, why=why, mend=readers.MEND_SKIP)
+    folded = {str(name).lower(): text for name, text in texts.items()}
+    names = [s.source_language, s.target_language]
+    sides = [_variant(folded, name) for name in names]
+    for name, side in zip(names, sides, strict=True):
+        if side is None:
+            raise InputError(
+                f"{TRANSLATION!r} holds nothing in {name!r}",
+                where=where,
+                why=f"its languages are {', '.join(map(str, texts)) or 'none'}",
+                mend=readers.MEND_SKIP,
+            )
+    return [f"{TRANSLATION}.{name}" for name in names], list(sides)
 
 
 def _aligned(first: Path, second: Path) -> Iterator[Item]:
@@ -393,10 +485,120 @@ def _tmx(path: Path, s: PairSettings) -> Iterator[Item]:
         )
 
 
-def _variant(unit: dict[str, str], language: str) -> str | None:
+def _variant(unit: dict[str, Any], language: str) -> Any:
     """The text in a language: en is en, en-us and en_gb too."""
     wanted = language.lower().replace("_", "-")
     for name, text in unit.items():
         if name.replace("_", "-") == wanted or name.replace("_", "-").startswith(wanted + "-"):
             return text
     return None
+
+
+# ---- splitting
+
+
+@dataclass(frozen=True)
+class PairSplitReport:
+    """How the pairs were split. What a training text repeats is removed from the held-out part, on either side."""
+
+    train_pairs: int
+    heldout_pairs: int
+    repeats: int  # held-out pairs removed: source or target is a training text, but for case and blanks
+    near: int  # held-out pairs removed besides: source or target is nearly one (Jaccard index of shingles 0.8 or more)
+    groups: int  # named ones
+
+    def summary(self) -> str:
+        """One line for a person."""
+        total = self.train_pairs + self.heldout_pairs
+        parts = [f"held out: {self.heldout_pairs:,} of {total:,} pairs ({self.heldout_pairs / total:.1%})"]
+        if self.groups:
+            parts.append(f"{self.groups:,} groups each on one side")
+        if self.repeats or self.near:
+            parts.append(
+                f"removed from the held-out part: {self.repeats:,} repeats of training texts, {self.near:,} near ones"
+            )
+        return "; ".join(parts)
+
+
+def split_pairs(pairs: Pairs, heldout_fraction: float, seed: int) -> tuple[Pairs, Pairs, PairSplitReport]:
+    """Training pairs, held-out pairs and a report: a pure function of the pairs, the fraction and the seed.
+
+    A group goes to one side whole; a pair without one is its own. Groups are held out in the order of the hash of seed
+    and group until they hold the fraction. Then held-out pairs whose source or target is a training text, or nearly
+    one, are removed: a page repeats what other pages say. InputError: fewer than two groups, nothing left to hold out.
+    """
+    if not 0 < heldout_fraction < 1:
+        raise InputError(
+            f"heldout_fraction is {heldout_fraction}",
+            where="data.heldout_fraction",
+            mend="give a share between 0 and 1, such as 0.05",
+        )
+    units: dict[str, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        unit = f"group {pair.group}" if pair.group else f"pair {pair.source}\0{pair.target}"
+        units.setdefault(unit, []).append(i)
+    if len(units) < 2:
+        raise InputError(
+            "there are too few pairs to split", where=pairs.name, why=f"{len(units)} groups", mend="give more"
+        )
+    out = _draw(units, heldout_fraction, seed, len(pairs))
+    train = pairs.pick(i for i in range(len(pairs)) if i not in out)
+    held = pairs.pick(sorted(out))
+    repeats, near = _leaks(train, held)
+    left = held.pick(i for i in range(len(held)) if i not in repeats and i not in near)
+    if not left:
+        raise InputError(
+            "no pair is left to hold out",
+            where=pairs.name,
+            why=f"each of {len(held):,} repeats a training text: {len(repeats):,} word for word, {len(near):,} nearly",
+            mend="give pairs that differ more, another seed or a larger heldout_fraction",
+        )
+    groups = len({pair.group for pair in pairs} - {""})
+    return train, left, PairSplitReport(len(train), len(left), len(repeats), len(near), groups)
+
+
+def _draw(units: dict[str, list[int]], fraction: float, seed: int, total: int) -> set[int]:
+    """Indices of the pairs held out. A unit goes out where that brings their share nearer to the fraction."""
+
+    def mark(unit: str) -> bytes:
+        return hashlib.blake2b(f"{seed} {unit}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    out: set[int] = set()
+    left = len(units)
+    for unit in sorted(units, key=mark):
+        nearer = abs(len(out) + len(units[unit]) - fraction * total) < abs(len(out) - fraction * total)
+        if nearer and left > 1:
+            out.update(units[unit])
+            left -= 1
+    smallest: list[int] = min(units.values(), key=len)
+    return out or set(smallest)  # so few that each group is more than twice the share
+
+
+def _leaks(train: Pairs, held: Pairs) -> tuple[set[int], set[int]]:
+    """Indices of held-out pairs with a side that a training pair has on that side: word for word, nearly."""
+    repeats: set[int] = set()
+    near: set[int] = set()
+    for side in ("source", "target"):
+        known = {_key(getattr(pair, side)) for pair in train}
+        repeats |= {i for i, pair in enumerate(held) if _key(getattr(pair, side)) in known}
+    kept = [i for i in range(len(held)) if i not in repeats]
+    for side in ("source", "target"):
+        # the training texts come first: a text that nearly repeats one of these and a held-out one is found with these
+        texts = [getattr(pair, side) for pair in chain(train, held.pick(kept))]
+        near |= {kept[i - len(train)] for i, earlier in _near(texts).items() if i >= len(train) > earlier}
+    return repeats, near
+
+
+def _near(texts: list[str]) -> dict[int, int]:
+    with Progress("comparing texts", 2 * len(texts), "texts") as progress:
+        return cleaning.near_duplicates(lambda: _watched(texts, progress))
+
+
+def _key(text: str) -> bytes:
+    return cleaning.text_key(text.casefold())
+
+
+def _watched(texts: list[str], progress: Progress) -> Iterator[str]:
+    for number, text in enumerate(texts):
+        yield text
+        progress.update(number)
