@@ -2,7 +2,8 @@
 
 Nothing is learnt and nothing is lost: a sentence is a span of the text, and between two spans there are only blanks.
 
-    。！？       end a sentence, with the closing quotes and brackets behind them, but not before a comma or in a 《title》
+    。！？       end a sentence, with closing quotes and brackets behind them; not before a comma, nor in a 《title》 or
+                 in brackets (such as。) within the sentence
     . ! ?        end one if a blank and then no small letter follows; beside Chinese without a blank too
     ... and …    end one only before a blank and no small letter, or where a quote closes: 我……我不知道 is one sentence
     blank line   ends one whatever it is; so does every line end behind a Chinese character or mark, as Chinese prose is
@@ -30,7 +31,7 @@ _WORD_BEFORE = re.compile(r"[\w.&-]*$")
 _WORD = re.compile(r"[^\W\d_]+")
 _CHINESE = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U000323af“”‘’…—]")  # and kana
 _LIST_MARKER = re.compile(r"\d{1,3}|[a-hj-z]")  # I. is rather a word
-_LONGEST_TITLE = 40  # characters, between 《 and 》
+_LONGEST_TITLE, _LONGEST_BRACKETS = 40, 200  # characters
 _LONGEST = 24  # characters of a word that is looked up
 
 # Words in front of a full stop, matched whole and in lower case
@@ -117,6 +118,10 @@ def _is_end(text: str, at: _End) -> bool:
     closed = at.end > at.behind_mark
     if closed and text[at.end - 1] in "」』" and after in "とっ":  # 「はい。」と言った: he said
         return False
+    if closed and text[at.end - 1] in ")）" and not after.isspace():  # opened within the sentence, it goes on
+        since = max(at.start, at.mark - _LONGEST_BRACKETS)
+        if max(text.rfind("(", since, at.mark), text.rfind("（", since, at.mark)) > at.start:
+            return False
     if mark == "．" and before.isdigit() and after.isdigit():
         return False
     if any(c in WIDE for c in mark):
