@@ -1,0 +1,479 @@
+"""The recurrent encoder-decoder: both attentions against their equations, padding, steps, beams that share a memory."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
+
+from zhixing.decoding.beam import beam_search
+from zhixing.decoding.generate import generate_ids
+from zhixing.decoding.settings import DecodingSettings
+from zhixing.errors import InputError
+from zhixing.interchange.lstm_translator_layout import (
+    lstm_translator_config,
+    lstm_translator_from_layout,
+    lstm_translator_settings,
+    lstm_translator_shapes,
+    lstm_translator_to_layout,
+)
+from zhixing.models.lstm_translator import LSTMTranslator, LSTMTranslatorSettings, places_beside
+
+PAD, EOS = 0, 1
+VOCAB_SIZE = 30
+
+both = pytest.mark.parametrize("attention", ["luong", "bahdanau"])
+
+
+def make(seed: int = 0, **settings: Any) -> LSTMTranslator:
+    """A small model whose next token depends on both sides."""
+    sizes = {"vocab_size": VOCAB_SIZE, "d_model": 16, "n_encoder_layers": 2, "n_layers": 2, "max_len": 32}
+    model = LSTMTranslator(LSTMTranslatorSettings(**{**sizes, "dropout": 0.0, "start_id": PAD, **settings}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.5, generator=generator)
+    return model.eval()
+
+
+def texts(count: int, seed: int = 1) -> list[list[int]]:
+    chance = random.Random(seed)
+    return [[*(chance.randrange(2, VOCAB_SIZE) for _ in range(chance.randrange(1, 12))), EOS] for _ in range(count)]
+
+
+def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True), torch.tensor([len(r) for r in rows])
+
+
+def written(rows: int, count: int, seed: int = 2) -> Tensor:
+    """What is written so far, from the start id on: (rows, count)."""
+    ids = torch.randint(2, VOCAB_SIZE, (rows, count), generator=torch.Generator().manual_seed(seed))
+    ids[:, 0] = PAD
+    return ids
+
+
+# --- the equations ---------------------------------------------------------------------------------------------------
+
+
+def naive_lstm(xs: list[Tensor], h: Tensor, c: Tensor, p: dict[str, Tensor], suffix: str) -> list[Tensor]:
+    """One layer, one direction, one text: vectors in, vectors out."""
+    out = []
+    for x in xs:
+        h, c = naive_cell(x, h, c, p, suffix)
+        out.append(h)
+    return out
+
+
+def naive_cell(x: Tensor, h: Tensor, c: Tensor, p: dict[str, Tensor], suffix: str) -> tuple[Tensor, Tensor]:
+    w, u = p[f"weight_ih_{suffix}"], p[f"weight_hh_{suffix}"]
+    n = len(h)
+    i, f, g, o = (
+        (w @ x + u @ h + p[f"bias_ih_{suffix}"] + p[f"bias_hh_{suffix}"])[gate * n : (gate + 1) * n]
+        for gate in range(4)
+    )
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def naive_translator(model: LSTMTranslator, ids: list[int], source: list[int]) -> tuple[Tensor, Tensor]:
+    """The module docstring, a text and a token at a time: h~ (T, D) and the weights (T, S)."""
+    s, e = model.settings, model.embedding.weight
+    p = dict(model.encoder.named_parameters())
+    nothing = e.new_zeros(s.d_model // 2)
+    xs = [e[i] for i in source]
+    for layer in range(s.n_encoder_layers):
+        there = naive_lstm(xs, nothing, nothing, p, f"l{layer}")
+        back = naive_lstm(xs[::-1], nothing, nothing, p, f"l{layer}_reverse")[::-1]
+        xs = [torch.cat(pair) for pair in zip(there, back, strict=True)]
+    d = dict(model.decoder.named_parameters())
+    half = s.d_model // 2
+    start = torch.tanh(d["start.weight"] @ torch.cat([xs[-1][:half], xs[0][half:]]) + d["start.bias"])
+    pieces = start.split(s.d_model)
+    h, c = list(pieces[: s.n_layers]), list(pieces[s.n_layers :])
+    p = dict(model.decoder.recurrence.named_parameters())
+
+    def look(q: Tensor) -> tuple[Tensor, Tensor]:
+        if s.attention == "luong":
+            scores = [q @ d["attention.key.weight"] @ x for x in xs]
+        else:
+            query = d["attention.query.weight"] @ q + d["attention.query.bias"]
+            scores = [d["attention.v"] @ torch.tanh(query + d["attention.key.weight"] @ x) for x in xs]
+        exps = torch.stack(scores).exp()
+        a = exps / exps.sum()
+        return sum((w * x for w, x in zip(a, xs, strict=True)), torch.zeros_like(xs[0])), a
+
+    hiddens, weights = [], []
+    for i in ids:
+        y = e[i]
+        if s.attention == "bahdanau":
+            context, a = look(h[-1])
+            y = torch.cat([y, context])
+        for layer in range(s.n_layers):
+            h[layer], c[layer] = naive_cell(y, h[layer], c[layer], p, f"l{layer}")
+            y = h[layer]
+        if s.attention == "luong":
+            context, a = look(y)
+        hiddens.append(torch.tanh(d["join.weight"] @ torch.cat([context, y])))
+        weights.append(a)
+    return torch.stack(hiddens), torch.stack(weights)
+
+
+@both
+def test_values_and_gradients_are_those_of_the_equations(attention: str) -> None:
+    model = make(vocab_size=9, d_model=4, attention=attention).double()
+    sources = [[2, 5, 1], [7, 1], [3, 3, 8, 6, 1]]
+    source_ids, lengths = padded(sources)
+    ids = torch.tensor([[0, 4, 6], [0, 7, 2], [0, 3, 8]])
+    ours = model(ids, source_ids, lengths)
+    weights = model.attention_weights(ids, source_ids, lengths)
+    naive = [naive_translator(model, row.tolist(), text) for row, text in zip(ids, sources, strict=True)]
+    theirs = torch.stack([hidden for hidden, _ in naive])
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    for row, (_, a) in enumerate(naive):
+        torch.testing.assert_close(weights[row, :, : a.shape[1]], a, rtol=1e-9, atol=1e-10)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    pull = torch.randn(ours.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for name, mine, other in zip(
+        names,
+        torch.autograd.grad((ours * pull).sum(), parameters),
+        torch.autograd.grad((theirs * pull).sum(), parameters),
+        strict=True,
+    ):
+        assert other.abs().max() > 1e-6, f"{name} counts for nothing"
+        torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_encoder_is_torch_s_over_packed_rows() -> None:
+    model = make()
+    ids, lengths = padded(texts(6))
+    packed = pack_padded_sequence(model.embedding(ids), lengths, batch_first=True, enforce_sorted=False)
+    expected, _ = pad_packed_sequence(model.encoder(packed)[0], batch_first=True)
+    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    assert not real.all()
+    torch.testing.assert_close(model.encode(ids, lengths)[real], expected[real], rtol=1e-5, atol=1e-6)
+
+
+# --- invariants ------------------------------------------------------------------------------------------------------
+
+
+@both
+@torch.no_grad()
+def test_padding_changes_nothing_and_batch_is_one_by_one(attention: str) -> None:
+    model = make(attention=attention)
+    sources = texts(5)
+    source_ids, lengths = padded(sources)
+    ids = written(5, 6)
+    together = model(ids, source_ids, lengths)
+    other = torch.nn.functional.pad(source_ids, (0, 4), value=PAD)
+    other = torch.where(torch.arange(other.shape[1]) < lengths[:, None], other, 17)
+    torch.testing.assert_close(model(ids, other, lengths), together, rtol=1e-5, atol=1e-6)
+    for row, source in enumerate(sources):
+        alone = model(ids[row : row + 1], torch.tensor([source]), lengths[row : row + 1])[0]
+        torch.testing.assert_close(together[row], alone, rtol=1e-5, atol=1e-6)
+        changed = torch.tensor([[*source[:-1], 5]])  # a real token does count
+        assert not torch.allclose(model(ids[row : row + 1], changed, lengths[row : row + 1])[0], alone, atol=1e-4)
+
+
+@both
+@torch.no_grad()
+def test_a_later_target_cannot_change_an_earlier_logit(attention: str) -> None:
+    model = make(attention=attention)
+    source_ids, lengths = padded(texts(3))
+    ids = written(3, 7)
+    before = model.logits(model(ids, source_ids, lengths))
+    changed = ids.clone()
+    changed[:, 4] = (ids[:, 4] + 1) % VOCAB_SIZE
+    after = model.logits(model(changed, source_ids, lengths))
+    torch.testing.assert_close(after[:, :4], before[:, :4], rtol=0, atol=0)
+    assert (after[:, 4] - before[:, 4]).abs().amax(dim=-1).min() > 1e-3
+
+
+@both
+@torch.no_grad()
+def test_attention_weights_sum_to_one_over_real_tokens(attention: str) -> None:
+    model = make(attention=attention)
+    source_ids, lengths = padded(texts(6))
+    weights = model.attention_weights(written(6, 5), source_ids, lengths)
+    assert weights.shape == (6, 5, source_ids.shape[1])
+    torch.testing.assert_close(weights.sum(-1), torch.ones(6, 5))
+    real = (torch.arange(source_ids.shape[1]) < lengths[:, None])[:, None].expand_as(weights)
+    assert (weights[~real] == 0).all() and (weights[real] > 0).all()
+    longest = int(lengths.argmax())
+    assert (weights[longest].max(0).values - weights[longest].min(0).values).max() > 1e-3, "they follow what is written"
+
+
+@both
+@torch.no_grad()
+def test_step_by_step_is_all_at_once(attention: str) -> None:
+    model = make(attention=attention)
+    sources = texts(3)
+    ids = written(3, 6)
+    whole = model(ids, *padded(sources))
+    state, start = model.read_sources(sources, 9)
+    assert state.lengths.tolist() == [1, 1, 1]
+    ragged = model.step(ids[:, 1:4], torch.tensor([3, 1, 0]), state)  # ragged, then each row's rest
+    assert state.lengths.tolist() == [4, 2, 1]
+    rest = torch.zeros(3, 5, dtype=torch.int64)
+    for row, begin in enumerate([4, 2, 1]):
+        rest[row, : 6 - begin] = ids[row, begin:]
+    last = model.step(rest, torch.tensor([2, 4, 5]), state)
+    for row, begin in enumerate([4, 2, 1]):
+        found = torch.cat([start[row : row + 1], ragged[row, : begin - 1], last[row, : 6 - begin]])
+        torch.testing.assert_close(found, whole[row], rtol=1e-5, atol=1e-5)
+    state, start = model.read_sources(sources, 9)
+    ones = torch.ones(3, dtype=torch.int64)
+    found = torch.cat([start[:, None], *(model.step(ids[:, t : t + 1], ones, state) for t in range(1, 6))], dim=1)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("owners", "places", "width"),
+    [([0, 0, 1, 1], None, 2), ([1, 0, 1], [2, 0, 3], 2), ([0, 1, 2], None, 1), ([0, 0, 1], [0, 1, 2], 2)],
+)
+def test_places_by_hand(owners: list[int], places: list[int] | None, width: int) -> None:
+    found, found_width = places_beside(torch.tensor(owners), max(owners) + 1)
+    assert found_width == width
+    assert (None if found is None else found.tolist()) == places
+
+
+@both
+@torch.no_grad()
+def test_rows_that_are_picked_repeated_dropped_and_joined(attention: str) -> None:
+    model = make(attention=attention)
+    sources = texts(4)
+
+    def follow(rows: list[int], state: Any) -> Tensor:
+        hidden = torch.empty(0)
+        for step in range(3):
+            ids = torch.tensor([[2 + (7 * row + step) % 25] for row in rows])
+            hidden = model.step(ids, torch.ones(len(rows), dtype=torch.int64), state)[:, 0]
+        return hidden
+
+    alone = [follow([row], model.read_sources([sources[row]], 12)[0])[0] for row in range(4)]
+    state, _ = model.read_sources(sources[:3], 12)
+    for order in ([0, 0, 1, 1, 2, 2], [2, 0, 0], [1], [0, 1, 2], [2, 2, 2], [1, 0, 1, 2, 0, 1]):
+        hidden = follow(order, state.select(torch.tensor(order)))
+        torch.testing.assert_close(hidden, torch.stack([alone[row] for row in order]), rtol=1e-5, atol=1e-5)
+    assert state.lengths.tolist() == [1, 1, 1], "a step of selected rows leaves the rows they came from"
+    joined = state.select(torch.tensor([1, 1])).append(model.read_sources([sources[3]], 20)[0])
+    hidden = follow([1, 1, 3], joined)
+    torch.testing.assert_close(hidden, torch.stack([alone[1], alone[1], alone[3]]), rtol=1e-5, atol=1e-5)
+    twice = joined.select(torch.tensor([2, 0])).select(torch.tensor([1]))
+    assert twice.lengths.tolist() == [4] and twice.owners.tolist() == [0]
+
+
+@both
+@torch.no_grad()
+def test_a_memory_is_shared_by_the_hypotheses_of_a_text(attention: str) -> None:
+    model = make(attention=attention)
+    state, _ = model.read_sources(texts(3), 10)
+    for order in ([0, 0, 1, 1, 2, 2], [2, 0, 0, 0, 1]):  # beside each other or not
+        chosen = state.select(torch.tensor(order))
+        memory = chosen.memory()
+        assert memory.values.data_ptr() == state.values.data_ptr()
+        assert memory.keys.data_ptr() == state.keys.data_ptr()
+        seen = []
+        model.decoder.attention.scores, plain = (
+            lambda q, keys: (seen.append((q.shape, keys.data_ptr())), plain(q, keys))[1],  # noqa: B023 (called within)
+            model.decoder.attention.scores,
+        )
+        model.step(torch.full((len(order), 1), 5), torch.ones(len(order), dtype=torch.int64), chosen)
+        del model.decoder.attention.scores
+        assert seen == [((3, max(order.count(i) for i in range(3)), 16), state.keys.data_ptr())]
+    assert state.select(torch.tensor([2, 2])).values.shape[0] == 1, "texts that nobody reads any more are forgotten"
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_batch_is_one_by_one_and_a_beam_of_one_is_greedy(attention: str) -> None:
+    model = make(seed=13, attention=attention)
+    sources = texts(6, seed=6)
+    greedy = DecodingSettings(max_new_tokens=12, temperature=0, eos_ids=(EOS,))
+    alone = [[token.id for step in generate_ids(model, [source], greedy) for token in step] for source in sources]
+    assert len({tuple(ids) for ids in alone}) > 3
+    rows: dict[int, list[int]] = {}
+    for step in generate_ids(model, sources, greedy, batch_size=2):
+        for token in step:
+            rows.setdefault(token.row, []).append(token.id)
+    assert [rows[row] for row in range(6)] == alone
+    one = beam_search(model, sources, DecodingSettings(max_new_tokens=12, num_beams=1, n=1, eos_ids=(EOS,)))
+    assert [found[0].ids for found in one] == [[i for i in ids if i != EOS] for ids in alone]
+
+
+@both
+def test_n_best_have_the_model_s_own_scores(attention: str) -> None:
+    model = make(seed=14, attention=attention)
+    sources = texts(4, seed=8)
+    best = beam_search(model, sources, DecodingSettings(max_new_tokens=8, num_beams=4, n=4, eos_ids=(EOS,)))
+    for source, found in zip(sources, best, strict=True):
+        assert len({tuple(h.ids) for h in found}) == 4
+        for hypothesis in found:
+            ended = [*hypothesis.ids, EOS] if hypothesis.finish_reason == "stop" else hypothesis.ids
+            with torch.no_grad():
+                ids = torch.tensor([[PAD, *ended[:-1]]])
+                logits = model.logits(model(ids, torch.tensor([source]), torch.tensor([len(source)])))
+            own = logits[0].log_softmax(-1)[torch.arange(len(ended)), torch.tensor(ended)].double().sum() / len(ended)
+            assert hypothesis.score == pytest.approx(float(own), abs=1e-4)
+
+
+def test_what_cannot_be_read_or_made_is_said() -> None:
+    model, settings = make(), DecodingSettings(max_new_tokens=100, temperature=0, eos_ids=())
+    with pytest.raises(InputError, match="the text has 33 tokens, the model reads 32 at most"):
+        list(generate_ids(model, [[2] * 33], settings))
+    with pytest.raises(InputError, match="the prompt has the id 30"):
+        list(generate_ids(model, [[30]], settings))
+    with pytest.raises(InputError, match="d_model = 7 is not even"):
+        LSTMTranslator(LSTMTranslatorSettings(10, d_model=7))
+
+
+# --- beginnings and learning -----------------------------------------------------------------------------------------
+
+
+@both
+def test_initialisation_is_what_the_docstring_says(attention: Any) -> None:
+    settings = LSTMTranslatorSettings(20, d_model=16, attention=attention, tie_embeddings=False)
+    model, again = (LSTMTranslator(settings, torch.Generator().manual_seed(3)) for _ in range(2))
+    for (name, parameter), other in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(parameter, other), "the generator decides"
+        if "bias" not in name:
+            assert 0.05 < parameter.abs().max() <= 0.1, name
+        elif "bias_ih" in name:
+            assert parameter.view(4, -1).T.tolist() == [[0, 1, 0, 0]] * (len(parameter) // 4), name
+        else:
+            assert (parameter == 0).all(), name
+    model.make_tables()
+    assert model.head() is not model.embedding.weight and model.source_vocab_size == 20
+    tied = make(attention=attention)
+    assert tied.head() is tied.embedding.weight
+
+
+@both
+def test_dropout_only_in_training(attention: str) -> None:
+    model = make(attention=attention, dropout=0.5)
+    source_ids, lengths = padded(texts(3))
+    ids = written(3, 4)
+    model.train()
+    first = model(ids, source_ids, lengths)
+    assert not torch.equal(first, model(ids, source_ids, lengths))
+    assert (first == 0).any(), "before the output"
+    model.eval()
+    assert torch.equal(model(ids, source_ids, lengths), model(ids, source_ids, lengths))
+
+
+@both
+def test_it_learns_to_reverse(attention: Any) -> None:
+    """Six of eight symbols, backwards: above 99 % of texts that were never shown, whole."""
+    generator = torch.Generator().manual_seed(0)
+    settings = LSTMTranslatorSettings(
+        11, d_model=64, n_encoder_layers=1, n_layers=1, max_len=8, dropout=0.0, attention=attention
+    )
+    model = LSTMTranslator(settings, generator)
+
+    def draw(rows: int, *, unseen: bool) -> Tensor:
+        """A tenth of all texts is never shown."""
+        found = torch.randint(3, 11, (16 * rows, 6), generator=generator)
+        held_out = (found * torch.tensor([1, 3, 7, 5, 2, 9])).sum(dim=1) % 10 == 0
+        return found[held_out == unseen][:rows]
+
+    def scores(source: Tensor) -> Tensor:
+        ids = torch.cat([torch.zeros(len(source), 1, dtype=torch.int64), source.flip(1)[:, :-1]], dim=1)
+        return model.logits(model(ids, source, torch.full((len(source),), 6)))
+
+    steps, highest = 250, 0.01
+    optimizer = torch.optim.Adam(model.parameters())
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = highest * min(1, (step + 1) / 20) * (1 - step / steps)
+        source = draw(64, unseen=False)
+        loss = torch.nn.functional.cross_entropy(scores(source).flatten(0, 1), source.flip(1).flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    source = draw(300, unseen=True)
+    assert len(source) == 300
+    greedy = DecodingSettings(max_new_tokens=6, temperature=0, eos_ids=())
+    rows: dict[int, list[int]] = {}
+    for tokens in generate_ids(model, source.tolist(), greedy, batch_size=300):
+        for token in tokens:
+            rows.setdefault(token.row, []).append(token.id)
+    right = sum(rows[row] == text[::-1] for row, text in enumerate(source.tolist()))
+    assert right > 0.99 * 300, right
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+KINDS = [{}, {"attention": "bahdanau", "tie_embeddings": False, "n_layers": 3, "n_encoder_layers": 1, "start_id": 4}]
+
+
+@pytest.mark.parametrize("settings", KINDS)
+def test_layout_and_config_come_back(settings: dict[str, Any]) -> None:
+    model = make(**settings)
+    config = lstm_translator_config(model.settings, eos_id=EOS, pad_id=PAD)
+    assert lstm_translator_settings(config) == model.settings
+    tensors = lstm_translator_to_layout(model.state_dict(), model.settings)
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == lstm_translator_shapes(model.settings)
+    assert set(tensors) == set(model.state_dict())
+    with torch.device("meta"):  # as a folder is read
+        again = LSTMTranslator(lstm_translator_settings(config))
+    again.load_state_dict(lstm_translator_from_layout(tensors, again.settings), assign=True)
+    source_ids, lengths = padded(texts(3))
+    ids = written(3, 5)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(ids, source_ids, lengths), model(ids, source_ids, lengths))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", "marian"),
+        ("attention", "dot"),
+        ("attention", ["luong"]),
+        ("vocab_size", "30"),
+        ("vocab_size", 1 << 30),
+        ("d_model", 0),
+        ("d_model", 33),
+        ("d_model", 16.0),
+        ("encoder_layers", 10**6),
+        ("decoder_layers", True),
+        ("max_position_embeddings", -1),
+        ("dropout", 1.0),
+        ("dropout", float("nan")),
+        ("decoder_start_token_id", 30),
+        ("decoder_start_token_id", -1),
+        ("decoder_start_token_id", 0.5),
+        ("tie_word_embeddings", 1),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused(key: str, value: object) -> None:
+    config = lstm_translator_config(make().settings, eos_id=EOS, pad_id=PAD)
+    with pytest.raises(InputError, match=f"^{key} = "):
+        lstm_translator_settings(config | {key: value})
+
+
+def test_a_value_that_is_missing_is_named() -> None:
+    config = lstm_translator_config(make().settings, eos_id=EOS, pad_id=PAD)
+    for key in set(config) - {"architectures", "eos_token_id", "pad_token_id", "is_encoder_decoder"}:
+        with pytest.raises(InputError, match=key):
+            lstm_translator_settings({k: v for k, v in config.items() if k != key})
+
+
+def test_a_tensor_that_is_missing_or_of_another_shape_is_named() -> None:
+    model = make()
+    tensors = lstm_translator_to_layout(model.state_dict(), model.settings)
+    name = "decoder.recurrence.weight_ih_l1"
+    with pytest.raises(InputError, match=re.escape(f"the weights hold no {name}")):
+        lstm_translator_from_layout({n: t for n, t in tensors.items() if n != name}, model.settings)
+    with pytest.raises(InputError, match=re.escape(f"{name} has the shape [5, 16]")):
+        lstm_translator_from_layout(tensors | {name: tensors[name][:5]}, model.settings)
+    copy = {"lm_head.weight": tensors["embedding.weight"].clone()}
+    lstm_translator_from_layout(tensors | copy, model.settings)  # tied and stored twice: the same thing
+    with pytest.raises(InputError, match=r"lm_head\.weight differs from embedding\.weight"):
+        lstm_translator_from_layout(tensors | {"lm_head.weight": tensors["embedding.weight"] + 1}, model.settings)
