@@ -26,6 +26,7 @@ ENGLISH = [
     "J. R. R. Tolkien wrote it.| J. Smith did not.",
     "We ate at 5 p.m.| The food was good.",
     "We met at 5 p.m. Monday.",
+    "Take a and b.| Chris agrees.",
     "Apple Inc. CEO Tim Cook spoke.| He left Apple Inc.| It fell.",
     "Smith et al. Wrote that.",
     'He said, "Stop."| Then he left.',

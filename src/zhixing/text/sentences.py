@@ -159,7 +159,7 @@ def _is_abbreviation(text: str, at: _End, place: int) -> bool:
         return True
     if _BEFORE_NUMBERS.fullmatch(said):
         return text[place : place + 1].isdigit()
-    if not _MAYBE_LAST.fullmatch(said):
+    if not _MAYBE_LAST.fullmatch(said) or (len(said) == 1 and word[0].islower()):  # an initial is a capital
         return False
     following = _WORD.match(text, place)
     return following is not None and not (_STARTER.fullmatch(following[0].lower()) or _is_chinese(following[0][0]))
