@@ -293,7 +293,7 @@ def _command(entry: Dataset, folder: Path) -> list[str]:
         options = {
             "Dir::State::lists": f"{folder}/lists",
             "Dir::Cache": f"{folder}/cache",
-            "Acquire::Languages": "en",
+            "Acquire::Languages": ",".join(entry.languages),
             "APT::Sandbox::User": "root",
             "APT::Update::Error-Mode": "any",
         }
@@ -315,7 +315,7 @@ LISTS = re.compile(r"(?P<suite>.+_dists_.+)_(?P<part>[a-z-]+)_binary-[a-z0-9]+_P
 
 
 def _fetch_lists(entry: Dataset, archives: Path) -> Path:
-    """The list of packages and their English descriptions, of the largest archive that apt knows, as one .zip.
+    """The list of packages and their descriptions by language, of the largest archive that apt knows, as one .zip.
 
     apt fetches them anew into a folder of its own and verifies their signature. Other lists than the catalogue's are
     used, and said: an archive that still changes has no version to pin.
@@ -337,11 +337,13 @@ def _fetch_lists(entry: Dataset, archives: Path) -> Path:
             raise InputError(
                 "apt fetched no list of packages", where=entry.name, mend="see with `apt-cache policy` what it knows"
             )
-        start = f"{packages['suite']}_{packages['part']}_i18n_Translation-en"
-        texts = next((path for path in (folder / "lists").iterdir() if path.name.startswith(start)), None)
-        if texts is None:
-            raise InputError(f"apt fetched no file {start}", where=entry.name, mend="try again")
-        lists = {"Packages": _cat_list(folder / "lists" / packages[0]), "Translation-en": _cat_list(texts)}
+        lists = {"Packages": _cat_list(folder / "lists" / packages[0])}
+        for member in (f"Translation-{language}" for language in entry.languages):
+            start = f"{packages['suite']}_{packages['part']}_i18n_{member}"
+            texts = next((path for path in (folder / "lists").iterdir() if path.name.startswith(start)), None)
+            if texts is None:
+                raise InputError(f"apt fetched no file {start}", where=entry.name, mend="try again")
+            lists[member] = _cat_list(texts)
         release = f"{packages['suite'].rsplit('_dists_', 1)[-1]} {packages['part']}"
         digest = hashlib.sha256(b"".join(lists.values())).hexdigest()
         if digest != entry.sha256:
@@ -361,7 +363,7 @@ def _fetch_lists(entry: Dataset, archives: Path) -> Path:
 
 
 LISTS_LICENCE = """Descriptions of packages, from the package lists of {release}
-(SHA-256 of Packages and Translation-en: {digest}).
+(SHA-256 of Packages and its translations: {digest}).
 
 Each description is the work of the maintainers of its package and stands under that package's licence, which the
 package's own copyright file names: most are free licences (GPL, LGPL, BSD, MIT, Artistic, Apache). They were fetched

@@ -252,16 +252,23 @@ def _stanzas(body: bytes) -> Iterator[dict[str, str]]:
             yield fields
 
 
+def _descriptions(translation: bytes, language: str) -> dict[tuple[str, str], str]:
+    """Synopsis and long description by the package's name and the MD5 of the English text."""
+    texts = {}
+    for fields in _stanzas(translation):
+        lines = fields.get(f"Description-{language}", "").split("\n")
+        text = "\n".join(line if line.strip() != "." else "" for line in lines)
+        texts[fields.get("Package", ""), fields.get("Description-md5", "")] = text.strip()
+    return texts
+
+
 def _sections(members: Members) -> Rows:
     """Descriptions of Debian packages, the section as label, the source package as group.
 
     The long description stands in the list of translations, under the package's name and the MD5 of the description.
     """
     lists = dict(members)
-    texts = {}
-    for fields in _stanzas(lists["Translation-en"]):
-        lines = [line if line.strip() != "." else "" for line in fields.get("Description-en", "").split("\n")]
-        texts[fields.get("Package", ""), fields.get("Description-md5", "")] = "\n".join(lines).strip()
+    texts = _descriptions(lists["Translation-en"], "en")
     for fields in _stanzas(lists["Packages"]):
         text = texts.get((fields.get("Package", ""), fields.get("Description-md5", "")), "")
         section = fields.get("Section", "").rsplit("/", 1)[-1]
@@ -387,7 +394,31 @@ def _synopses(members: Members) -> Iterator[dict[str, Any]]:
             yield {"source": text, "target": synopsis.strip(), "group": row["group"]}
 
 
-LIST_ITEM = re.compile(r"[*+•-] ")
+def _translated_descriptions(members: Members, language: str) -> Iterator[dict[str, Any]]:
+    """Synopses, paragraphs and list items of Debian packages in English and another language, the source as group.
+
+    The translation is that of the very same English text (by its MD5). Where it has not as many paragraphs, only the
+    synopsis is taken.
+    """
+    lists = dict(members)
+    english, other = (_descriptions(lists[f"Translation-{code}"], code) for code in ("en", language))
+    for fields in _stanzas(lists["Packages"]):
+        key = fields.get("Package", ""), fields.get("Description-md5", "")
+        if key in english and key in other:
+            sides = []
+            for text in (english[key], other[key].replace("⋅", " ")):  # which French translators use for a hard blank
+                synopsis, _, rest = text.partition("\n")
+                sides.append([synopsis.strip(), *unwrapped(rest).split("\n")])
+            if [bool(line) for line in sides[0]] != [bool(line) for line in sides[1]]:
+                sides = [side[:1] for side in sides]
+            for source, target in zip(*sides, strict=True):
+                if source and target:
+                    source, target = (line[2:] if LIST_ITEM.match(line) else line for line in (source, target))
+                    group = fields.get("Source", fields["Package"]).split(" ")[0]
+                    yield {"source": source, "target": target, "group": group}
+
+
+LIST_ITEM = re.compile(r"[*+•–-] ")
 
 
 def unwrapped(text: str) -> str:
@@ -415,9 +446,72 @@ def unwrapped(text: str) -> str:
     return "\n".join(lines).strip()
 
 
+MO_MAGIC = 0x950412DE
+CHARSET = re.compile(r"charset=([\w-]+)")
+
+
+def mo_texts(body: bytes) -> Iterator[tuple[str, str]]:
+    """Texts and translations of a gettext .mo file (GNU gettext manual, 10.3), without contexts and its header.
+
+    Two tables of (length, offset), of N texts and of N translations. A text with a plural is "one\\0several", its
+    translation a form for each number: the plural belongs to the last one, and the singular to the first of several.
+    """
+    order = "<" if body[:4] == struct.pack("<I", MO_MAGIC) else ">"
+    magic, _, count, texts, translations = struct.unpack_from(f"{order}5I", body)
+    if magic != MO_MAGIC:
+        raise struct.error("no .mo file")
+    charset = "utf-8"
+    for number in range(count):
+        sides = []
+        for table in (texts, translations):
+            size, at = struct.unpack_from(f"{order}2I", body, table + 8 * number)
+            sides.append(body[at : at + size])
+        if not sides[0]:  # the first text is empty, its translation the header
+            charset = (CHARSET.search(sides[1].decode("ascii", "replace")) or {1: charset})[1]
+            continue
+        source, target = (side.decode(charset).split("\0") for side in sides)
+        source[0] = source[0].rpartition("\x04")[2]  # what stands before it tells equal texts apart
+        yield source[-1], target[-1]
+        if len(source) > 1 and len(target) > 1:
+            yield source[0], target[0]
+
+
+HOT_KEY = re.compile(r"\s*\(([_&~])\w\)")  # as Chinese has it: 打开(_O)
+LOOKS = re.compile(r"</?(?:b|i|u|big|small|tt|span|font|p|br|html|bold|italic)\b[^<>]*>")  # git's <commit> is no markup
+WESNOTH_CONTEXT = re.compile(r"\A[^^\n]*\^")
+
+
+def without_hot_key(source: str, target: str) -> tuple[str, str]:
+    """("_Open", "打开(_O)") is ("Open", "打开"). Which sign marks the key, the translation says, or where it stands."""
+    if match := HOT_KEY.search(target):
+        target = target[: match.start()] + target[match.end() :]
+        return source.replace(match[1], "", 1), target
+    if source[:1] in ("_", "&", "~") and source[1:2].isalpha() and ";" not in source:  # &lt; is no key
+        return source[1:], target.replace(source[0], "", 1)
+    return source, target
+
+
+def _mo_pairs(members: Members) -> Iterator[dict[str, Any]]:
+    """What a program says in English and another language, the .mo file as group: a program, or a part of one."""
+    for name, body in sorted(members):
+        group = name.rsplit("/", 1)[-1].removesuffix(".mo")
+        try:
+            for source, target in mo_texts(body):
+                if group.startswith("wesnoth"):
+                    source, target = (WESNOTH_CONTEXT.sub("", text) for text in (source, target))
+                source, target = (LOOKS.sub("", side).strip() for side in without_hot_key(source, target))
+                if source and target:
+                    yield {"source": source, "target": target, "group": group}
+        except (struct.error, UnicodeDecodeError, LookupError) as error:
+            raise InputError("a .mo file is damaged", where=name, why=str(error), mend="tell us") from None
+
+
 PAIRS: dict[str, Callable[[Members], Iterator[dict[str, Any]]]] = {
     "help-pairs": _help_pairs,
     "synopses": _synopses,
+    "mo": _mo_pairs,
+    "descriptions-de": partial(_translated_descriptions, language="de"),
+    "descriptions-fr": partial(_translated_descriptions, language="fr"),
 }
 
 
