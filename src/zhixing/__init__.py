@@ -22,9 +22,21 @@ if TYPE_CHECKING:
     from zhixing.entry import load_any as load
     from zhixing.entry import train_any as train
     from zhixing.run import Run
+    from zhixing.seq2seq import Summarizer, Translator
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "InputError", "Run", "Sentiment", "__version__", "in_context", "load", "train"]
+__all__ = [
+    "Classifier",
+    "InputError",
+    "Run",
+    "Sentiment",
+    "Summarizer",
+    "Translator",
+    "__version__",
+    "in_context",
+    "load",
+    "train",
+]
 
 PLACES = {
     "train": ("zhixing.entry", "train_any"),
@@ -32,6 +44,8 @@ PLACES = {
     "Run": ("zhixing.run", "Run"),
     "Classifier": ("zhixing.classifier", "Classifier"),
     "Sentiment": ("zhixing.classifier", "Sentiment"),
+    "Translator": ("zhixing.seq2seq", "Translator"),
+    "Summarizer": ("zhixing.seq2seq", "Summarizer"),
     "in_context": ("zhixing.context_classifier", "in_context"),
 }
 

@@ -23,6 +23,7 @@ import typer
 from zhixing.embed_cli import embed_command
 from zhixing.errors import InputError
 from zhixing.progress import quantity, say
+from zhixing.seq2seq_cli import summarize_command, translate_command
 from zhixing.vectors_cli import vectors_app
 
 OK, BUG, USER_ERROR, INTERRUPTED, READER_LEFT = 0, 1, 2, 130, 141
@@ -61,6 +62,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(vectors_app, name="vectors")
 app.command("embed")(embed_command)
+app.command("translate")(translate_command)
+app.command("summarize")(summarize_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -282,9 +285,10 @@ def evaluate(
     pattern: PatternOption = "",
     seed: ExampleSeed = 0,
 ) -> None:
-    """Measure a model: a language model on text, a classifier (or one in context) on labelled texts."""
+    """Measure a model: on text, on labelled texts (a classifier, or one in context), or on pairs of texts."""
     from zhixing.classifier import Classifier
     from zhixing.entry import load_any
+    from zhixing.run import Run
 
     _only_with_examples(examples, labels, per_label, pattern, seed)
     loaded: Any
@@ -306,6 +310,14 @@ def evaluate(
             typer.echo(text_summary(result, scores=found))
         return
     scores = loaded.evaluate(data)
+    if not isinstance(loaded, Run):
+        from zhixing.seq2seq import scores_text
+
+        if as_json:
+            _print_json(scores)
+        else:
+            typer.echo(scores_text(scores))
+        return
     if as_json:
         _print_json(scores.to_dict())
         return

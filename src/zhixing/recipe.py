@@ -25,6 +25,8 @@ from typing import Any, Literal
 from zhixing.errors import InputError
 
 Auto = Literal["auto"]
+PAIR_TASKS = ("translation", "summarization")
+READERS = ("marian", "t5", "lstm")  # families that may read one text and write another
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class DataSettings:
     label_column: str = "label"  # classification
     label_separator: str = ""  # between several labels in one field of csv and tsv, such as "|"
     score_column: str = ""  # regression: the column of numbers
+    source_column: str = "source"  # translation and summarization: what is read
+    target_column: str = "target"  # and what is written
+    source_language: str = ""  # codes such as en and zh: for translations of several languages, scripts and scores
+    target_language: str = ""
+    max_ratio: float = 4.0  # pairs whose longer side has more times the bytes of the shorter are left out; 0: none
     heldout_fraction: float = 0.05  # share of the text kept for evaluation, by whole documents
     normalize: Literal["none", "NFC", "NFKC"] = "NFC"  # NFKC also folds ， to , and so changes Chinese
     duplicates: Literal["keep", "exact", "near"] = "exact"  # what to drop
@@ -47,7 +54,7 @@ class DataSettings:
 class TaskSettings:
     """What is learnt: to go on with a text, or to answer about one."""
 
-    kind: Literal["language", "classification", "regression"] = "language"
+    kind: Literal["language", "classification", "regression", "translation", "summarization"] = "language"
     test: str = ""  # texts to measure on; empty: the source's own test part, else data.heldout_fraction of it
     validation_fraction: float = 0.05  # of the training texts, for the best step and for calibration
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count more, N / (C n_c)
@@ -101,10 +108,11 @@ class TokenizerSettings:
 class ModelSettings:
     """The size and shape of the network."""
 
-    family: Literal["gpt", "lstm", "bert", "textcnn", "bag", "average"] = "gpt"
+    family: Literal["gpt", "lstm", "bert", "textcnn", "bag", "average", "marian", "t5"] = "gpt"
     layout: Literal["qwen3", "llama", "gpt2"] = "qwen3"  # gpt only: what the files look like to other tools
     d_model: int = 256
     n_layers: int = 4
+    n_encoder_layers: int | Auto = "auto"  # of what reads, where another part writes; auto: n_layers
     n_heads: int = 4
     n_kv_heads: int | Auto = "auto"  # fewer than n_heads: grouped queries; auto: n_heads
     d_ff: int | Auto = "auto"  # auto: 4 d_model (gpt2), 8/3 d_model rounded up to 64 (qwen3, llama)
@@ -115,6 +123,7 @@ class ModelSettings:
     norm_eps: float = 1e-5
     embeddings: str = ""  # lstm, textcnn: word vectors to start from, a file (GloVe, word2vec text) or "glove-6b-50d"
     freeze_embeddings: bool = False  # lstm and textcnn classifiers: leave the embeddings as they start
+    attention: Literal["luong", "bahdanau"] = "luong"  # lstm that reads one text and writes another
     n_filters: int = 100  # textcnn: of each width
     lora_rank: int = 0  # bert and gpt classifiers: train low-rank changes of this rank only; 0: all weights
     freeze_layers: int = 0  # bert and gpt classifiers: leave so many of the lowest as they start, embeddings the first
@@ -127,6 +136,7 @@ class TrainSettings:
     max_steps: int | Auto = "auto"  # auto: num_train_epochs over the text, 50 to 5,000 steps
     num_train_epochs: float = 3.0  # only where max_steps is auto
     per_device_train_batch_size: int = 16  # sequences a step and process
+    max_tokens_per_batch: int = 4096  # translation and summarization: both sides of its pairs, padding included
     gradient_accumulation_steps: int = 1
     optim: Literal["muon", "adamw", "adam", "sgd"] = "muon"  # muon: matrices by Muon, the rest by AdamW
     learning_rate: float = 0.02  # of Muon for muon, of all parameters else
@@ -163,6 +173,8 @@ class EvalSettings:
     max_sequences: int = 256  # held-out sequences looked at during training; the end looks at all
     prompts: list[str] = field(default_factory=list)  # continued in the report; empty: held-out beginnings
     max_new_tokens: int = 120
+    num_beams: int = 4  # translation and summarization
+    length_penalty: float = 1.0  # of the beams: above 0 favours longer texts
 
 
 @dataclass(frozen=True)
@@ -319,10 +331,12 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     for key, value, least in (
         ("model.d_model", m.d_model, 1),
         ("model.n_layers", m.n_layers, 1),
+        ("model.n_encoder_layers", m.n_encoder_layers, 1),
         ("model.n_heads", m.n_heads, 1),
         ("model.max_len", m.max_len, 2),
         ("train.per_device_train_batch_size", t.per_device_train_batch_size, 1),
         ("train.gradient_accumulation_steps", t.gradient_accumulation_steps, 1),
+        ("train.max_tokens_per_batch", t.max_tokens_per_batch, 1),
         ("train.max_steps", t.max_steps, 1),
         ("train.warmup_steps", t.warmup_steps, 0),
         ("train.logging_steps", t.logging_steps, 1),
@@ -336,6 +350,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         ("eval.per_device_eval_batch_size", recipe.eval.per_device_eval_batch_size, 1),
         ("eval.max_sequences", recipe.eval.max_sequences, 1),
         ("eval.max_new_tokens", recipe.eval.max_new_tokens, 1),
+        ("eval.num_beams", recipe.eval.num_beams, 1),
         ("train.early_stopping_patience", t.early_stopping_patience, 0),
         ("task.pretrain_steps", recipe.task.pretrain_steps, 0),
         ("model.n_filters", m.n_filters, 1),
@@ -418,7 +433,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         if m.layout != "gpt2" and (m.d_model // m.n_heads) % 2:
             why = f"rotary positions need an even head size, {m.d_model} / {m.n_heads} is odd"
             refuse("model.n_heads", why, f"take model.d_model = {m.d_model + m.n_heads}, or other heads")
-    if m.family == "bert" and m.d_model % m.n_heads:
+    if m.family in ("bert", "marian", "t5") and m.d_model % m.n_heads:
         refuse("model.d_model", f"{m.d_model} is not divisible by model.n_heads = {m.n_heads}", "take a multiple of it")
     a = recipe.average
     if m.family == "average":
@@ -441,6 +456,23 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         refuse("model.embeddings", why, 'leave it out, or set model.family = "lstm"')
     if recipe.task.kind == "language" and m.family not in ("gpt", "lstm"):
         refuse("model.family", f"a {m.family} writes no text", 'set task.kind = "classification", or take gpt or lstm')
+    pairs = recipe.task.kind in PAIR_TASKS
+    if pairs and m.family not in READERS:
+        why = f"a {m.family} does not read one text and write another"
+        refuse("model.family", why, f"take {', '.join(READERS)}")
+    if m.family in ("marian", "t5") and not pairs:
+        why = f"a {m.family} reads one text and writes another"
+        refuse("task.kind", why, 'set task.kind = "translation" or "summarization"')
+    if pairs and t.per_device_train_batch_size != TrainSettings.per_device_train_batch_size:
+        why = "batches of pairs are as many as their lengths allow"
+        refuse("train.per_device_train_batch_size", why, "set train.max_tokens_per_batch")
+    if recipe.data.max_ratio != 0 and not 1 <= recipe.data.max_ratio < float("inf"):
+        refuse("data.max_ratio", f"it is {recipe.data.max_ratio}, a longer side is never shorter", "0, or 1 and more")
+    if pairs and m.family != "t5" and m.d_model % 2:
+        why = f"half of a position's {m.d_model} channels are sines"
+        if m.family == "lstm":
+            why = f"each direction of the encoder has half of {m.d_model}"
+        refuse("model.d_model", why, "take an even number")
     if recipe.task.pretrain_steps and m.family != "bert":
         refuse("task.pretrain_steps", f"only a bert is trained on masked words first, not a {m.family}", "leave it out")
     if recipe.task.pretrain_steps and recipe.task.start:

@@ -47,7 +47,16 @@ from zhixing.interchange.word_vector_files import read_word_vectors
 from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.models.lstm import LSTM, LSTMSettings
 from zhixing.progress import Progress, duration, quantity, say
-from zhixing.recipe import DataSettings, Recipe, check_recipe, load_recipe, parse_recipe, recipe_names, toml_value
+from zhixing.recipe import (
+    PAIR_TASKS,
+    DataSettings,
+    Recipe,
+    check_recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_names,
+    toml_value,
+)
 from zhixing.tasks.generation import Completion, generate, stream
 from zhixing.tasks.scoring import score_sequences
 from zhixing.text.catalogue import names as dataset_names
@@ -136,7 +145,9 @@ def asked_recipe(source: str, overrides: list[str]) -> Recipe:
     text = f"[data]\nsource = {toml_value(source)}\n"
     recipe = parse_recipe(text, source, overrides)
     size = _text_size(path) if os.path.lexists(path) else 0
-    if 0 < size < 300_000:  # so little text needs, and can teach, only a very small model
+    if (
+        0 < size < 300_000 and recipe.task.kind not in PAIR_TASKS
+    ):  # so little text needs, and can teach, only a very small model
         small = [
             "model.d_model=128",
             "model.n_layers=2",

@@ -79,6 +79,12 @@ def marian_rows(s: MarianSettings) -> list[LayoutRow]:
     return rows
 
 
+def marian_shapes(s: MarianSettings) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a file."""
+    shapes = {name: shape for row in marian_rows(s) for name, shape in row.stored}
+    return {**shapes, BIAS: (1, s.vocab_size)}
+
+
 def marian_to_layout(state: Mapping[str, Tensor], s: MarianSettings) -> dict[str, Tensor]:
     """Our state dict -> the tensors of a file."""
     return {BIAS: state["logits_bias"][None].clone(), **split_rows(state, marian_rows(s))}
@@ -87,7 +93,7 @@ def marian_to_layout(state: Mapping[str, Tensor], s: MarianSettings) -> dict[str
 def marian_from_layout(tensors: Mapping[str, Tensor], s: MarianSettings) -> dict[str, Tensor]:
     """The tensors of a file -> our state dict. InputError: one that is missing, or of another shape."""
     rows = [*marian_rows(s), LayoutRow("logits_bias", ((BIAS, (1, s.vocab_size)),))]
-    for name, shape in (stored for row in rows for stored in row.stored):
+    for name, shape in marian_shapes(s).items():
         if name not in tensors:
             raise InputError(f"the weights hold no {name}", mend="config.json and the weights must be of one model")
         if tuple(tensors[name].shape) != shape:

@@ -96,11 +96,11 @@ def write_model_directory(
         (folder / GENERATION_CONFIG).unlink(missing_ok=True)
     else:
         generation = {"bos_token_id": eos_id, "eos_token_id": eos_id, "pad_token_id": pad_id, "do_sample": False}
-        atomic_write(folder / GENERATION_CONFIG, _json(generation))
+        atomic_write(folder / GENERATION_CONFIG, as_json(generation))
     tensors = {name: t.to(DTYPES[dtype]) for name, t in to_layout(model.state_dict(), settings).items()}
-    _write_weights(folder, tensors, shard_size)
+    write_weights(folder, tensors, shard_size)
     facts = TokenizerFacts(eos_id=eos_id, pad_id=pad_id, fingerprint=tokenizer.fingerprint())
-    atomic_write(folder / CONFIG, _json(config_of(settings, facts, dtype, labels)))
+    atomic_write(folder / CONFIG, as_json(config_of(settings, facts, dtype, labels)))
 
 
 def parse_size(size: int | str) -> int:
@@ -129,7 +129,8 @@ def shard_names(sizes: Mapping[str, int], shard_size: int) -> list[list[str]]:
     return shards
 
 
-def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_size: int) -> None:
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_size: int) -> None:
+    """model.safetensors, or shards of at most `shard_size` bytes and their index; an earlier model's are removed."""
     sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
     shards = shard_names(sizes, shard_size)
     written: dict[str, str] = {}
@@ -143,7 +144,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_size: int)
             progress.update(done)
     if len(shards) > 1:
         metadata = {"total_size": total, "total_parameters": sum(tensor.numel() for tensor in tensors.values())}
-        atomic_write(folder / INDEX, _json({"metadata": metadata, "weight_map": written}))
+        atomic_write(folder / INDEX, as_json({"metadata": metadata, "weight_map": written}))
     kept = set(written.values()) | ({INDEX} if len(shards) > 1 else set())
     for path in list(folder.iterdir()):  # an earlier model in other shards must not be found beside this one
         if path.name not in kept and (path.name in (WEIGHTS, INDEX) or _OWN_SHARD.match(path.name)):
@@ -161,7 +162,8 @@ def replace_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _json(value: Mapping[str, Any]) -> str:
+def as_json(value: Mapping[str, Any]) -> str:
+    """How the folder's small files are written."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -209,13 +211,13 @@ def read_weights(folder: Path) -> tuple[Settings, dict[str, Tensor], dict[str, A
     config = read_config(folder)
     try:
         settings = settings_of(config)
-        places = _weight_files(folder)
+        places = weight_files(folder)
         headers = {name: shape for file, names in places.items() for name, shape in tensor_shapes(file, names).items()}
         check_shapes(headers, settings)
         check_files(folder, [*(folder / name for name in JSON_FILES), *places])
         tensors: dict[str, Tensor] = {}
         for file in places:
-            tensors |= {name: t for name, t in _tensors(file).items() if name in headers}
+            tensors |= {name: t for name, t in read_tensors(file).items() if name in headers}
         settings, state = from_layout(tensors, config)
     except InputError as error:
         place = (
@@ -275,7 +277,7 @@ def check_fingerprint(config: Mapping[str, Any], tokenizer: Tokenizer, folder: P
         )
 
 
-def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
+def weight_files(folder: Path) -> dict[Path, set[str] | None]:
     """The files of weights and the tensors that each must hold; None: whatever is in it."""
     if (folder / WEIGHTS).is_file():
         return {folder / WEIGHTS: None}
@@ -349,7 +351,7 @@ def tensor_shapes(file: Path, names: set[str] | None = None) -> dict[str, Shape]
     return shapes
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path) -> dict[str, Tensor]:
     """Read, not mapped: a file that is cut short while it is mapped ends the process."""
     try:
         return read_safetensors(file)

@@ -79,6 +79,11 @@ def t5_rows(s: T5Settings) -> list[LayoutRow]:
     return rows
 
 
+def t5_shapes(s: T5Settings) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a file must hold; the head of a file of transformers 5 may be left out."""
+    return {name: shape for row in t5_rows(s) for name, shape in row.stored if name != HEAD}
+
+
 def t5_to_layout(state: Mapping[str, Tensor], s: T5Settings) -> dict[str, Tensor]:
     """Our state dict -> the tensors of a file."""
     return split_rows(state, t5_rows(s))

@@ -158,7 +158,7 @@ def make_optimizers(
     if t.optim == "adamw":
         groups = _split(_groups(named, t.weight_decay), shares, t.learning_rate)
         return Optimizers({"adamw": torch.optim.AdamW(groups, lr=t.learning_rate, **adam)})
-    heads = ("embedding", "positions", "lm_head")
+    heads = ("embedding", "source_embedding", "positions", "lm_head")
     matrices = {n: p for n, p in named.items() if p.dim() == 2 and not n.startswith(heads)}
     rest = [p for n, p in named.items() if n not in matrices]
     joined = {f"{name}.weight": module.sizes for name, module in model.named_modules() if hasattr(module, "sizes")}

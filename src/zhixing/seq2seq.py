@@ -1,0 +1,620 @@
+"""A text from another, from data to a model that answers: `train_seq2seq`, `load_seq2seq`, `Translator`, `Summarizer`.
+
+A run directory is an ordinary transformers model directory (`AutoModelForSeq2SeqLM` loads it) that also holds how it
+came to be, and the pairs it is measured on:
+
+    config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json README.md
+    recipe.toml facts.json metrics.jsonl scores.json examples.jsonl report.html MANIFEST.json data/ checkpoints/
+
+Pairs are split by their groups (a file, a package): the test part is looked at once, at the end, and a share of the
+rest chooses the best step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from zhixing import __version__
+from zhixing.decoding.settings import DecodingSettings
+from zhixing.errors import InputError
+from zhixing.evaluation.rouge import score_summaries
+from zhixing.evaluation.seq2seq_report import write_seq2seq_report
+from zhixing.evaluation.text_baselines import TranslationMemory, copy, lead_sentence, text_rank
+from zhixing.evaluation.translation import score_translations
+from zhixing.files import MANIFEST, atomic_write, write_manifest
+from zhixing.interchange.seq2seq_directory import (
+    Seq2Seq,
+    StoredSeq2Seq,
+    Task,
+    is_seq2seq,
+    read_seq2seq,
+    write_seq2seq,
+)
+from zhixing.models.lstm_translator import LSTMTranslator, LSTMTranslatorSettings
+from zhixing.models.marian import Marian, MarianSettings
+from zhixing.models.t5 import T5, T5Settings
+from zhixing.progress import Progress, duration, quantity, say
+from zhixing.recipe import Recipe, parse_recipe
+from zhixing.run import as_begun, peak_memory, precision_line, recipe_hash, threads_of
+from zhixing.tasks.rewriting import OnTooLong, Written, summarize, translate, write_each
+from zhixing.text.pairs import Pairs, PairSettings, read_pairs, split_pairs
+from zhixing.tokens.paired import PairedTexts
+from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
+from zhixing.training.checkpoint import load_step, restore_model
+from zhixing.training.loop import FitResult, fit
+from zhixing.training.memory import keep_memory
+from zhixing.training.objectives import target_given_source
+from zhixing.training.optimizers import make_optimizers
+from zhixing.training.parallel import Parallel
+from zhixing.training.plan import MATMUL_SHARE, d_ff, matmul_speed, native_bf16, usable_cores
+
+MOST_STEPS = 100_000
+MOST_NEW_TOKENS = 512
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is learnt from, what chooses the best step, and what measures."""
+
+    train: Pairs
+    validation: Pairs
+    test: Pairs
+    split: str  # how the test part came about
+
+
+def pair_settings(recipe: Recipe) -> PairSettings:
+    """How the recipe reads pairs."""
+    d = recipe.data
+    return PairSettings(
+        source_column=d.source_column,
+        target_column=d.target_column,
+        source_language=d.source_language,
+        target_language=d.target_language,
+        max_ratio=d.max_ratio,
+        on_bad_record=d.on_bad_record,
+        normalize=d.normalize,
+    )
+
+
+def prepare(recipe: Recipe, run_dir: Path) -> Parts:
+    """Read, clean and split the pairs; says what it did."""
+    if not recipe.data.source:
+        raise InputError("the recipe names no pairs", mend='set data.source = "a file, two files A,B or a data set"')
+    settings, seed = pair_settings(recipe), recipe.train.seed
+    pairs = read_pairs(recipe.data.source, settings, quarantine=run_dir / "quarantine.jsonl")
+    if recipe.task.test:
+        train, test, how = pairs, read_pairs(recipe.task.test, settings), f"from {recipe.task.test}"
+    else:
+        train, test, report = split_pairs(pairs, recipe.data.heldout_fraction, seed)
+        how = report.summary()
+    say(how)
+    train, validation, _ = split_pairs(train, recipe.task.validation_fraction, seed + 1)
+    say(f"{len(train):,} pairs to learn from, {len(validation):,} choose the best step, {len(test):,} to test")
+    return Parts(train, validation, test, how)
+
+
+def encode_pairs(pairs: Pairs, tokenizer: Tokenizer, max_len: int) -> tuple[list[list[int]], list[list[int]], int]:
+    """Ids of both sides with their ends, without the pairs that have a longer side than max_len; how many these are."""
+    sources = tokenizer.encode_batch([pair.source for pair in pairs])
+    targets = tokenizer.encode_batch([pair.target for pair in pairs])
+    rows = [
+        (tokenizer.with_ends(s), tokenizer.with_ends(t))
+        for s, t in zip(sources, targets, strict=True)
+        if len(s) < max_len and len(t) < max_len
+    ]
+    return [s for s, _ in rows], [t for _, t in rows], len(pairs) - len(rows)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def train_seq2seq(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Translator | Summarizer:
+    """Train what the recipe says into run_dir; called by `zhixing.train`, under the run's lock."""
+    torch.set_num_threads(threads_of(asked, parallel))
+    keep_memory()
+    began = time.perf_counter()
+    if parallel.world > 1:
+        raise InputError(
+            "pairs are learnt by one process", mend="start it without torchrun; it uses every core by itself"
+        )
+    recipe = as_begun(asked, asked, run_dir) if resume else asked
+    (run_dir / MANIFEST).unlink(missing_ok=True)
+    parts = prepare(recipe, run_dir)
+    atomic_write(run_dir / "recipe.toml", recipe.to_toml())
+    seed = recipe.train.seed
+    tokenizer = _tokenizer(recipe, parts, run_dir)
+    sides = [
+        _batches(pairs, tokenizer, recipe, name)
+        for pairs, name in ((parts.train, "to learn from"), (parts.validation, "that choose the best step"))
+    ]
+    torch.manual_seed(seed + 1)  # dropout's noise; initialisation has a generator of its own
+    model = build_seq2seq(recipe, tokenizer, torch.Generator().manual_seed(seed))
+    recipe = _resolved(recipe, len(sides[0]))
+    bf16 = recipe.train.bf16 is True
+    say(_plan(model, recipe, sides[0], bf16))
+    say(precision_line(asked, bf16, compiled=False))
+    facts = {
+        "recipe": recipe_hash(recipe),
+        "tokenizer": tokenizer.fingerprint(),
+        "data": parts.train.fingerprint()[:16],
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "dtype": "bfloat16" if bf16 else "float32",
+    }
+    result = fit(
+        model,
+        target_given_source(recipe.train.label_smoothing_factor),
+        make_optimizers(model, recipe.train, torch.bfloat16 if native_bf16() else torch.float32),
+        sides[0],
+        sides[1],
+        replace(recipe.train, per_device_train_batch_size=1),  # of the loop's samples, which are whole batches
+        replace(recipe.eval, max_sequences=len(sides[1]), per_device_eval_batch_size=1),
+        run_dir,
+        facts,
+        resume=resume,
+        bf16=bf16,
+        unit="written tokens",
+    )
+    if result.ended == "signal":
+        say(f"go on with:  zhixing train ... --out {run_dir} --resume")
+        raise SystemExit(result.exit_code)
+    if result.best_step >= 0:
+        try:
+            best = load_step(run_dir, result.best_step)
+        except InputError as error:  # damaged since: the run is not lost for that
+            say(f"warning: {error.what} ({error.why or error.where}); the model of the last step is taken instead")
+            result = replace(result, best_step=result.step)
+        else:
+            restore_model(model, best.model)
+    task: Task = "summarization" if recipe.task.kind == "summarization" else "translation"
+    d = recipe.data
+    stored = StoredSeq2Seq(model.eval(), tokenizer, task, d.source_language, d.target_language)
+    run = _kind(task)(run_dir, stored, recipe.task.on_too_long)
+    _finish(run, recipe, parts, sides[0], result, time.perf_counter() - began)
+    return run
+
+
+def _batches(pairs: Pairs, tokenizer: Tokenizer, recipe: Recipe, name: str) -> PairedTexts:
+    sources, targets, too_long = encode_pairs(pairs, tokenizer, recipe.model.max_len)
+    if too_long:
+        say(f"left out: {too_long:,} pairs {name}, of which a side has more than {recipe.model.max_len} tokens")
+    if not sources:
+        raise InputError(
+            f"no pair {name} is short enough",
+            why=f"all have more than {recipe.model.max_len} tokens on a side",
+            mend="raise model.max_len, or split the texts",
+        )
+    return PairedTexts(
+        sources,
+        targets,
+        start_id=tokenizer.pad_id,
+        pad_id=tokenizer.pad_id,
+        budget=recipe.train.max_tokens_per_batch,
+        seed=recipe.train.seed,
+    )
+
+
+def _tokenizer(recipe: Recipe, parts: Parts, run_dir: Path) -> Tokenizer:
+    """The run's own from an earlier start, one by path, or a new one of both sides."""
+    folder = run_dir / "data" / "tokenizer"
+    if (folder / "tokenizer_config.json").exists():  # the last file that is written
+        return Tokenizer.load(folder)
+    t = recipe.tokenizer
+    if t.path:
+        tokenizer = Tokenizer.load(Path(t.path))
+    else:
+        texts = [side for pair in parts.train for side in (pair.source, pair.target)]
+        size = auto_vocab_size(sum(len(text.encode()) for text in texts)) if t.vocab_size == "auto" else t.vocab_size
+        tokenizer = train_tokenizer(texts, t.kind, size, lowercase=t.lowercase)
+    if not tokenizer.with_ends([]):
+        tokenizer.end_texts()
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def build_seq2seq(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generator | None = None) -> Seq2Seq:
+    """The recipe's model with fresh parameters."""
+    m, vocab_size, start_id = recipe.model, tokenizer.vocab_size, tokenizer.pad_id
+    n_encoder_layers = m.n_layers if m.n_encoder_layers == "auto" else m.n_encoder_layers
+    if m.family == "lstm":
+        return LSTMTranslator(
+            LSTMTranslatorSettings(
+                vocab_size,
+                d_model=m.d_model,
+                n_encoder_layers=n_encoder_layers,
+                n_layers=m.n_layers,
+                max_len=m.max_len,
+                dropout=m.dropout,
+                attention=m.attention,
+                tie_embeddings=m.tie_embeddings,
+                start_id=start_id,
+            ),
+            generator,
+        )
+    if m.family == "t5":
+        return T5(
+            T5Settings(
+                vocab_size,
+                d_model=m.d_model,
+                d_kv=m.d_model // m.n_heads,
+                n_encoder_layers=n_encoder_layers,
+                n_layers=m.n_layers,
+                n_heads=m.n_heads,
+                d_ff=d_ff(m),
+                max_len=m.max_len,
+                dropout=m.dropout,
+                tie_embeddings=m.tie_embeddings,
+                start_id=start_id,
+                norm_eps=m.norm_eps,
+            ),
+            generator,
+        )
+    return Marian(
+        MarianSettings(
+            vocab_size,
+            d_model=m.d_model,
+            n_encoder_layers=n_encoder_layers,
+            n_layers=m.n_layers,
+            n_heads=m.n_heads,
+            d_ff=4 * m.d_model if m.d_ff == "auto" else m.d_ff,
+            max_len=m.max_len,
+            dropout=m.dropout,
+            start_id=start_id,
+            norm_eps=m.norm_eps,
+        ),
+        generator,
+    )
+
+
+def _resolved(recipe: Recipe, batches: int) -> Recipe:
+    """Every "auto" as a value."""
+    t = recipe.train
+    wanted = math.ceil(t.num_train_epochs * batches / t.gradient_accumulation_steps)
+    steps: int = min(MOST_STEPS, max(20, wanted)) if t.max_steps == "auto" else t.max_steps
+    often = max(1, math.ceil(steps / 20))
+    return replace(
+        recipe,
+        train=replace(
+            t,
+            max_steps=steps,
+            eval_steps=often if t.eval_steps == "auto" else t.eval_steps,
+            save_steps=often if t.save_steps == "auto" else t.save_steps,
+            bf16=native_bf16() if t.bf16 == "auto" else t.bf16,
+            compile=False,
+            threads=torch.get_num_threads(),
+        ),
+    )
+
+
+def _plan(model: Seq2Seq, recipe: Recipe, batches: PairedTexts, bf16: bool) -> str:
+    """What the run will need, as lines for a terminal: 6 FLOPs a parameter and token that goes through it."""
+    t = recipe.train
+    assert isinstance(t.max_steps, int)
+    encoder = sum(p.numel() for p in model.encoder.parameters())
+    decoder = sum(p.numel() for p in model.decoder.parameters()) + model.head().numel()
+    steps: int = t.max_steps
+    epochs = steps * t.gradient_accumulation_steps / len(batches)
+    read = batches.n_tokens - batches.n_targets
+    flops = 6 * epochs * (encoder * read + decoder * batches.n_targets)
+    speed = matmul_speed("bfloat16" if bf16 else "float32")
+    narrow = math.sqrt(min(1.0, recipe.model.d_model / 256))  # narrow products wait for memory and for Python
+    low, high = flops / speed / MATMUL_SHARE[1], flops / speed / MATMUL_SHARE[0] / narrow
+    total = sum(p.numel() for p in model.parameters())
+    return "\n".join(
+        f"{label:<11}{value}"
+        for label, value in (
+            ("model", f"{recipe.model.family}: {quantity(total)} parameters"),
+            (
+                "pairs",
+                f"{len(batches.sources):,}: {quantity(read)} tokens to read, {quantity(batches.n_targets)} to write",
+            ),
+            ("batches", f"{len(batches):,} of up to {t.max_tokens_per_batch:,} tokens, {batches.padded:.1%} padding"),
+            ("run", f"{steps:,} steps, {epochs:.3g} times the pairs, {t.optim}"),
+            ("time", f"{duration(low)} to {duration(high)}"),
+        )
+    )
+
+
+# ---- the end of a run ------------------------------------------------------------------------------------------------
+
+
+def _finish(
+    run: Translator | Summarizer, recipe: Recipe, parts: Parts, batches: PairedTexts, result: FitResult, seconds: float
+) -> None:
+    """Have the best model write the test part, measure, and leave the run directory complete."""
+    run_dir, model = run.path, run.stored.model
+    peak = peak_memory()
+    began = time.perf_counter()
+    run.num_beams, run.length_penalty = recipe.eval.num_beams, recipe.eval.length_penalty
+    outputs = run.write([pair.source for pair in parts.test])
+    decoding = time.perf_counter() - began
+    scores = run.scores(parts.test, outputs, train=parts.train, seed=recipe.train.seed)
+    examples = [
+        {"source": pair.source, "reference": pair.target, "output": output, "group": pair.group}
+        for pair, output in zip(parts.test, outputs, strict=True)
+    ]
+    facts = {
+        "data": {
+            "source": recipe.data.source,
+            "train": {"pairs": len(parts.train)},
+            "validation": {"pairs": len(parts.validation)},
+            "test": {"pairs": len(parts.test), "how": parts.split},
+            "counts": dataclasses.asdict(parts.train.counts),
+        },
+        "model": {
+            "family": recipe.model.family,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "task": run.stored.task,
+        },
+        "run": {
+            "zhixing": __version__,
+            "steps": result.step,
+            "best_step": result.best_step,
+            "ended": result.ended,
+            "training_seconds": round(result.seconds, 1),
+            "written_tokens_per_second": round(result.tokens / max(result.seconds, 1e-9)),
+            "padding": round(batches.padded, 4),
+            "sentences_per_second": round(len(outputs) / max(decoding, 1e-9), 2),
+            "num_beams": run.num_beams,
+            "total_seconds": round(seconds + time.perf_counter() - began, 1),
+            "peak_memory_bytes": peak,
+            "seed": recipe.train.seed,
+        },
+    }
+    atomic_write(run_dir / "scores.json", json.dumps(scores, ensure_ascii=False, indent=1))
+    atomic_write(run_dir / "facts.json", json.dumps(facts, ensure_ascii=False, indent=1))
+    atomic_write(run_dir / "examples.jsonl", _json_lines(examples))
+    (run_dir / "data").mkdir(exist_ok=True)
+    rows = [dataclasses.asdict(pair) for pair in parts.test]
+    atomic_write(run_dir / "data" / "test.jsonl", _json_lines(rows))
+    write_seq2seq(run_dir, run.stored, num_beams=run.num_beams, length_penalty=run.length_penalty)
+    atomic_write(run_dir / "README.md", _card(run, recipe, parts, scores))
+    write_seq2seq_report(run_dir)
+    write_manifest(run_dir, {"kind": "seq2seq", "step": result.best_step})
+    say(scores_text(scores))
+    for example in examples[:: max(1, len(examples) // 5)][:5]:
+        say(
+            f"\n  source     {example['source']}\n  reference  {example['reference']}\n  output     {example['output']}"
+        )
+    say(f"\ndone in {duration(seconds + time.perf_counter() - began)}; look at {run_dir / 'report.html'}")
+    text = json.dumps(parts.test[0].source[:60], ensure_ascii=False)
+    say(f"next:  zhixing {'translate' if run.stored.task == 'translation' else 'summarize'} {run_dir} {text}")
+
+
+def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def scores_text(scores: dict[str, Any]) -> str:
+    """The scores and what stands beside them, for a terminal."""
+    model = scores["model"]
+    main = [name for name in ("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL") if name in model]
+    lines = [f"{'':<20}" + "".join(f"{name:>10}" for name in main)]
+    for label, row in {"this model": model, **scores["baselines"]}.items():
+        lines.append(f"{label:<20}" + "".join(f"{row[name]['value']:>10.3f}" for name in main))
+    interval = model[main[0]]
+    lines.append(f"{model['n']:,} pairs; {main[0]} with 95 % within {interval['low']:.3f} to {interval['high']:.3f}")
+    lines += [f"{name}: {signature}" for name, signature in model.get("signatures", {}).items()]
+    return "\n".join(lines)
+
+
+def _card(run: Translator | Summarizer, recipe: Recipe, parts: Parts, scores: dict[str, Any]) -> str:
+    """The model card: what it is, what it learnt from, how well it does, and what it is not for."""
+    verb = run.stored.task
+    front = ["---", "library_name: transformers", f"pipeline_tag: {verb}"]
+    if languages := [code for code in (run.stored.source_language, run.stored.target_language) if code]:
+        front.append(f"language: {json.dumps(languages)}")
+    return "\n".join(
+        [
+            *front,
+            "---",
+            f"# {run.path.name}",
+            "",
+            f"A {recipe.model.family} for {verb}, trained from nothing with zhixing (知行) on {len(parts.train):,}"
+            f" pairs of {recipe.data.source!r}.",
+            "",
+            f"Measured on {len(parts.test):,} pairs: {parts.split}.",
+            "",
+            "```",
+            scores_text(scores),
+            "```",
+            "",
+            "The scores hold for texts like those of the test part; nothing was measured on others.",
+            "",
+            "```python",
+            "import zhixing",
+            f"model = zhixing.load({str(run.path)!r})",
+            'print(model("...").text)',
+            "```",
+            "",
+        ]
+    )
+
+
+# ---- using a run -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Writer:
+    """What translators and summarizers share: a model in a folder, and how it searches."""
+
+    path: Path
+    stored: StoredSeq2Seq
+    on_too_long: OnTooLong = "split"
+    num_beams: int = 4
+    length_penalty: float = 1.0
+    too_long: int = 0  # sentences (of summaries: texts) so far that were longer than the model reads
+
+    @property
+    def model(self) -> Seq2Seq:
+        return self.stored.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.stored.tokenizer
+
+    @property
+    def decoder(self) -> Any:
+        """The model as decoding takes it."""
+        return self.model
+
+    @overload
+    def __call__(self, texts: str, *, num_beams: int | None = None, n_best: int = 1) -> Written: ...
+    @overload
+    def __call__(self, texts: list[str], *, num_beams: int | None = None, n_best: int = 1) -> list[Written]: ...
+    def __call__(
+        self, texts: str | list[str], *, num_beams: int | None = None, n_best: int = 1
+    ) -> Written | list[Written]:
+        """What the model writes for a text, or for each of a list; n_best above 1: alternatives and their scores."""
+        settings = self.settings(num_beams, n_best)
+        found, too_long = self._each([texts] if isinstance(texts, str) else texts, settings)
+        self.too_long += too_long
+        return found[0] if isinstance(texts, str) else found
+
+    def _each(self, texts: Sequence[str], settings: DecodingSettings) -> tuple[list[Written], int]:
+        raise NotImplementedError
+
+    def settings(self, num_beams: int | None = None, n_best: int = 1) -> DecodingSettings:
+        """How it searches: by the run's number of beams if none is given."""
+        beams = max(self.num_beams if num_beams is None else num_beams, n_best)
+        return DecodingSettings(
+            max_new_tokens=min(MOST_NEW_TOKENS, self.model.settings.max_len - 1),
+            num_beams=beams,
+            n=n_best,
+            length_penalty=self.length_penalty,
+            early_stopping=True,
+            eos_ids=(self.tokenizer.eos_id,),
+        )
+
+    def write(self, sources: Sequence[str]) -> list[str]:
+        """The best text for each source, taken whole as it was learnt: not cut into lines and sentences."""
+        longest = self.model.longest_source - len(self.tokenizer.with_ends([]))
+        ids = self.tokenizer.encode_batch(sources)
+        short = [
+            s if len(row) <= longest else self.tokenizer.decode(row[:longest])
+            for s, row in zip(sources, ids, strict=True)
+        ]
+        return [found[0].text.strip() for found in write_each(self.decoder, self.tokenizer, short, self.settings())]
+
+    @cached_property
+    def recipe(self) -> Recipe | None:
+        """The recipe that made it, where the folder has one."""
+        path = self.path / "recipe.toml"
+        return parse_recipe(path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
+
+    def scores(
+        self, pairs: Pairs, outputs: Sequence[str], *, train: Pairs | None = None, seed: int = 0
+    ) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def read(self, data: str | None) -> Pairs:
+        """Pairs by name or path; the run's own test part if not given."""
+        if data is not None:
+            return read_pairs(data, pair_settings(self.recipe) if self.recipe else None)
+        kept = self.path / "data" / "test.jsonl"
+        if not kept.exists():
+            raise InputError("this run has no test pairs of its own", where=str(self.path), mend="name a file of pairs")
+        return read_pairs(str(kept), PairSettings(max_ratio=0, identical="keep", repeats="keep"))
+
+    def evaluate(self, data: str | None = None) -> dict[str, Any]:
+        """Scores on pairs, and those of baselines that need no training, beside them."""
+        pairs = self.read(data)
+        return self.scores(pairs, self.write([pair.source for pair in pairs]))
+
+    def show(self) -> str:
+        """What the run is and how it went, for a terminal."""
+        card = self.path / "README.md"
+        return card.read_text(encoding="utf-8") if card.exists() else f"{self.path}: {self.stored.task}"
+
+
+class Translator(_Writer):
+    """A model that says a text in another language: `translator("Open the file.").text`."""
+
+    def _each(self, texts: Sequence[str], settings: DecodingSettings) -> tuple[list[Written], int]:
+        target = self.stored.target_language
+        return translate(
+            self.decoder, self.tokenizer, texts, settings, target_language=target, on_too_long=self.on_too_long
+        )
+
+    def scores(
+        self, pairs: Pairs, outputs: Sequence[str], *, train: Pairs | None = None, seed: int = 0
+    ) -> dict[str, Any]:
+        """BLEU, chrF, TER and more; beside them copying and, with the training pairs, the nearest one's translation."""
+        sources, references = [p.source for p in pairs], [p.target for p in pairs]
+        language = self.stored.target_language or "en"
+
+        def measured(texts: Sequence[str]) -> dict[str, Any]:
+            return score_translations(texts, references, language=language, sources=sources, seed=seed).to_dict()
+
+        baselines = {"copy": measured(copy(sources))}
+        if train is not None:
+            memory = TranslationMemory([p.source for p in train], [p.target for p in train])
+            baselines["translation memory"] = measured(memory.answer(sources))
+        return {"model": measured(outputs), "baselines": baselines}
+
+
+class Summarizer(_Writer):
+    """A model that says a text in fewer words: `summarizer(text).text`."""
+
+    def _each(self, texts: Sequence[str], settings: DecodingSettings) -> tuple[list[Written], int]:
+        return summarize(self.decoder, self.tokenizer, texts, settings, on_too_long=self.on_too_long)
+
+    def scores(
+        self, pairs: Pairs, outputs: Sequence[str], *, train: Pairs | None = None, seed: int = 0
+    ) -> dict[str, Any]:
+        """ROUGE; beside it the first sentence, TextRank's and, with the training pairs, the nearest one's summary."""
+        sources, references = [p.source for p in pairs], [p.target for p in pairs]
+
+        def measured(texts: Sequence[str]) -> dict[str, Any]:
+            return score_summaries(texts, references, seed=seed).to_dict()
+
+        with Progress("baselines", len(sources), "texts") as progress:
+            ranked = []
+            for number, text in enumerate(sources, 1):
+                ranked.append(text_rank(text, 1))
+                progress.update(number)
+        baselines = {
+            "lead sentence": measured([lead_sentence(text) for text in sources]),
+            "TextRank": measured(ranked),
+        }
+        if train is not None:
+            memory = TranslationMemory([p.source for p in train], [p.target for p in train])
+            baselines["nearest text's"] = measured(memory.answer(sources))
+        return {"model": measured(outputs), "baselines": baselines}
+
+
+def _kind(task: Task) -> type[Translator] | type[Summarizer]:
+    return Summarizer if task == "summarization" else Translator
+
+
+def load_seq2seq(path: str | Path) -> Translator | Summarizer:
+    """A trained run, or a Marian folder of transformers with a tokenizer.json."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"there is no run {str(path)!r}", mend="give the folder that `zhixing train` printed")
+    if not (folder / "config.json").exists() and (folder / "recipe.toml").exists():
+        mend = f"go on with it: zhixing train ... --out {folder} --resume"
+        raise InputError("this run is not finished", where=str(folder), mend=mend)
+    if not is_seq2seq(folder):
+        raise InputError("this model does not read one text and write another", where=str(folder))
+    torch.set_num_threads(usable_cores())
+    stored = read_seq2seq(folder)
+    run = _kind(stored.task)(folder, stored)
+    if run.recipe is not None:
+        run.on_too_long = run.recipe.task.on_too_long
+        run.num_beams, run.length_penalty = run.recipe.eval.num_beams, run.recipe.eval.length_penalty
+    return run

@@ -1,0 +1,104 @@
+"""`zhixing translate` and `zhixing summarize`: texts from the command line, files, or a pipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zhixing.errors import InputError
+from zhixing.progress import say
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Texts = Annotated[
+    list[str], typer.Argument(metavar="TEXT|FILE", help="Texts, or text files, each taken whole; - reads stdin.")
+]
+Beams = Annotated[int | None, typer.Option(help="Hypotheses followed at once; 1: greedy; else as the run says.")]
+NBest = Annotated[int, typer.Option(help="So many texts for each, best first, with their scores (as JSON).")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a text.")]
+BLOCK = 1 << 16  # bytes read from a pipe at once
+
+
+def translate_command(
+    run: Run,
+    texts: Texts,
+    num_beams: Beams = None,
+    n_best: NBest = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Translate texts. Lines and paragraphs are kept; from a pipe each line is answered by a line as it comes."""
+    _write(run, texts, num_beams, n_best, as_json, task="translation")
+
+
+def summarize_command(
+    run: Run,
+    texts: Texts,
+    num_beams: Beams = None,
+    n_best: NBest = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Say texts in fewer words. A file is one text, stdin too."""
+    _write(run, texts, num_beams, n_best, as_json, task="summarization")
+
+
+def _write(run: str, texts: list[str], num_beams: int | None, n_best: int, as_json: bool, *, task: str) -> None:
+    from zhixing.seq2seq import load_seq2seq
+
+    if num_beams is not None and num_beams < 1:
+        raise InputError(f"num_beams = {num_beams} cannot be used", mend="the least is 1")
+    if n_best < 1:
+        raise InputError(f"n_best = {n_best} cannot be used", mend="the least is 1")
+    model = load_seq2seq(run)
+    if model.stored.task != task:
+        other = "summarize" if model.stored.task == "summarization" else "translate"
+        raise InputError(f"this run is for {model.stored.task}", where=run, mend=f"zhixing {other} {run} ...")
+    for number, argument in enumerate(texts, 1):
+        parts = _lines(sys.stdin.fileno()) if argument == "-" and task == "translation" else [[_text(argument, number)]]
+        for part in parts:
+            for answer in model(part, num_beams=num_beams, n_best=n_best):
+                if as_json or n_best > 1:
+                    typer.echo(json.dumps(dataclasses.asdict(answer), ensure_ascii=False))
+                else:
+                    typer.echo(answer.text)
+            sys.stdout.flush()
+    if model.too_long:
+        what = {"split": "cut into parts", "truncate": "cut off"}.get(model.on_too_long, "refused")
+        say(f"{model.too_long} texts were longer than the model reads and were {what}")
+
+
+def _text(argument: str, number: int) -> str:
+    """The text of an argument: a file's, stdin's, or its own."""
+    where = f"text {number}"
+    if argument == "-":
+        raw, where = sys.stdin.buffer.read(), "stdin"
+    elif os.path.isfile(argument):  # noqa: PTH113  # a long text is no file; Path would raise for it
+        raw, where = Path(argument).read_bytes(), argument
+    else:
+        raw = os.fsencode(argument)
+    return _decoded(raw, where).removeprefix("\ufeff").replace("\r\n", "\n").removesuffix("\n")
+
+
+def _decoded(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError("the text is not UTF-8", where=f"{where}, byte {error.start}", mend="convert it") from None
+
+
+def _lines(descriptor: int) -> Iterator[list[str]]:
+    """Lines as they come: those that are there at once are written together."""
+    rest: Any = b""
+    seen = 0
+    while block := os.read(descriptor, BLOCK):
+        *whole, rest = (rest + block).split(b"\n")
+        if whole:
+            yield [_decoded(line.removesuffix(b"\r"), f"stdin, line {seen + n}") for n, line in enumerate(whole, 1)]
+            seen += len(whole)
+    if rest:
+        yield [_decoded(rest, f"stdin, line {seen + 1}")]
