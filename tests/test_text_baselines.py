@@ -182,6 +182,9 @@ def test_text_rank_takes_what_is_shared_and_keeps_the_order() -> None:
         == "The storm hit the coast. The storm left the coast dark. Crews on the coast fear the storm."
     )
     assert text_rank(CHINESE, 3) == "台风登陆海南岛。台风给海南岛带来暴雨。救援人员在海南岛等台风离开。"
+    later_is_better = "Storm gulls rest. Bananas ripen. The storm gulls hit the coast. The coast is dark."
+    assert text_rank(later_is_better, 1) == "The storm gulls hit the coast."
+    assert text_rank(later_is_better, 2) == "Storm gulls rest. The storm gulls hit the coast."
     first = text_rank(ENGLISH, 1)
     assert first in ENGLISH and "storm" in first
     ranks = page_rank(sentence_similarities([words(s) for s in ENGLISH.replace("? ", ". ").split(". ")]))

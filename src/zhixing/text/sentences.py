@@ -29,7 +29,7 @@ _BLANKS = re.compile(r"\s*")
 _TO_NEXT_WORD = re.compile(rf"[\s{re.escape(_OPENERS)}]*")
 _WORD_BEFORE = re.compile(r"[\w.&-]*$")
 _WORD = re.compile(r"[^\W\d_]+")
-_CHINESE = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U000323af“”‘’…—]")  # and kana
+_CHINESE = re.compile(r"[\u2e80-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U000323af]")  # and kana
 _LIST_MARKER = re.compile(r"\d{1,3}|[a-hj-z]")  # I. is rather a word
 _LONGEST_TITLE, _LONGEST_BRACKETS = 40, 200  # characters
 _LONGEST = 24  # characters of a word that is looked up
@@ -85,13 +85,14 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     start = _behind(_BLANKS, text, 0)
     quotes, counted = 0, start  # straight quotes of the paragraph in text[:counted]: odd while one is open
     for match in _MARK.finditer(text, start):
-        if match.start() < start:
-            continue
+        end = match.start()
         if match[0][0] == "\n":
-            end = match.start()
-            ends = match[0].count("\n") > 1 or _is_chinese(_last_character(text, start, end))
+            ends = match[0].count("\n") > 1 or _is_chinese(_last_character(text, end))
             if ends:
                 quotes, counted = 0, match.end()  # no quote is open across paragraphs
+            ends = ends and end > start  # else the sentence has ended before
+        elif end < start:
+            continue
         else:
             quotes += text.count('"', counted, match.end())
             counted = match.end()
@@ -129,7 +130,7 @@ def _is_end(text: str, at: _End) -> bool:
     drawn_out = "…" in mark or ".." in mark
     if not after.isspace():
         if drawn_out:
-            return closed and _is_chinese(after)
+            return closed and (_is_chinese(after) or after == "“")
         beside = [bool(c) and _is_chinese(c) for c in (before, after)]
         return all(beside) if mark == "." else any(beside)
     place = _behind(_TO_NEXT_WORD, text, at.end)
@@ -185,10 +186,11 @@ def _behind(pattern: re.Pattern[str], text: str, place: int) -> int:
     return match.end()
 
 
-def _last_character(text: str, start: int, end: int) -> str:
-    while end > start and text[end - 1].isspace():
+def _last_character(text: str, end: int) -> str:
+    """The last of text[:end] that is no blank."""
+    while end > 0 and text[end - 1].isspace():
         end -= 1
-    return text[end - 1 : end] if end > start else ""
+    return text[max(end - 1, 0) : end]
 
 
 def _is_chinese(character: str) -> bool:
