@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def written(rows: int, count: int, seed: int = 2) -> Tensor:
 # --- the equations ---------------------------------------------------------------------------------------------------
 
 
-def naive_lstm(xs: list[Tensor], h: Tensor, c: Tensor, p: dict[str, Tensor], suffix: str) -> list[Tensor]:
+def naive_lstm(xs: list[Tensor], h: Tensor, c: Tensor, p: Mapping[str, Tensor], suffix: str) -> list[Tensor]:
     """One layer, one direction, one text: vectors in, vectors out."""
     out = []
     for x in xs:
@@ -69,7 +70,7 @@ def naive_lstm(xs: list[Tensor], h: Tensor, c: Tensor, p: dict[str, Tensor], suf
     return out
 
 
-def naive_cell(x: Tensor, h: Tensor, c: Tensor, p: dict[str, Tensor], suffix: str) -> tuple[Tensor, Tensor]:
+def naive_cell(x: Tensor, h: Tensor, c: Tensor, p: Mapping[str, Tensor], suffix: str) -> tuple[Tensor, Tensor]:
     w, u = p[f"weight_ih_{suffix}"], p[f"weight_hh_{suffix}"]
     n = len(h)
     i, f, g, o = (
@@ -269,22 +270,23 @@ def test_rows_that_are_picked_repeated_dropped_and_joined(attention: str) -> Non
 
 @both
 @torch.no_grad()
-def test_a_memory_is_shared_by_the_hypotheses_of_a_text(attention: str) -> None:
+def test_a_memory_is_shared_by_the_hypotheses_of_a_text(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(attention=attention)
     state, _ = model.read_sources(texts(3), 10)
-    for order in ([0, 0, 1, 1, 2, 2], [2, 0, 0, 0, 1]):  # beside each other or not
+    plain, asked = model.decoder.attention.scores, []
+
+    def scores(q: Tensor, keys: Tensor) -> Tensor:
+        asked.append((tuple(q.shape), keys.data_ptr()))
+        return plain(q, keys)
+
+    monkeypatch.setattr(model.decoder.attention, "scores", scores)
+    for order, width in (([0, 0, 1, 1, 2, 2], 2), ([2, 0, 0, 0, 1], 3)):  # beside each other or not
         chosen = state.select(torch.tensor(order))
         memory = chosen.memory()
         assert memory.values.data_ptr() == state.values.data_ptr()
         assert memory.keys.data_ptr() == state.keys.data_ptr()
-        seen = []
-        model.decoder.attention.scores, plain = (
-            lambda q, keys: (seen.append((q.shape, keys.data_ptr())), plain(q, keys))[1],  # noqa: B023 (called within)
-            model.decoder.attention.scores,
-        )
         model.step(torch.full((len(order), 1), 5), torch.ones(len(order), dtype=torch.int64), chosen)
-        del model.decoder.attention.scores
-        assert seen == [((3, max(order.count(i) for i in range(3)), 16), state.keys.data_ptr())]
+        assert asked.pop() == ((3, width, 16), state.keys.data_ptr())
     assert state.select(torch.tensor([2, 2])).values.shape[0] == 1, "texts that nobody reads any more are forgotten"
 
 
@@ -363,6 +365,10 @@ def test_dropout_only_in_training(attention: str) -> None:
     first = model(ids, source_ids, lengths)
     assert not torch.equal(first, model(ids, source_ids, lengths))
     assert (first == 0).any(), "before the output"
+    model.dropout.p = model.decoder.dropout.p = model.encoder.dropout = 0.0
+    assert not torch.equal(model(ids, source_ids, lengths), model(ids, source_ids, lengths)), "between layers"
+    model.decoder.recurrence.dropout = 0.0
+    assert torch.equal(model(ids, source_ids, lengths), model(ids, source_ids, lengths)), "and nowhere else"
     model.eval()
     assert torch.equal(model(ids, source_ids, lengths), model(ids, source_ids, lengths))
 

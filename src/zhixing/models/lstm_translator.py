@@ -3,12 +3,12 @@
     encoder    h̄_1 .. h̄_S: a bidirectional LSTM over what is read, D / 2 units each way (models/lstm.py's equations)
     start      [h_0; c_0] = tanh(W_s [forward h̄_S; backward h̄_1] + b_s), for every layer of the decoder
     weights    a_t(s) = softmax over s of score(., h̄_s), over real tokens only
-    context    c_t = Σ_s a_t(s) h̄_s
-    hidden     h~_t = tanh(W_c [c_t; h_t])                                         (Luong et al. 2015, eq. 5)
+    context    z_t = Σ_s a_t(s) h̄_s                                   (c_t in the papers; here c is the LSTM's cell)
+    hidden     h~_t = tanh(W_c [z_t; h_t])                                         (Luong et al. 2015, eq. 5)
     logits     h~ E^T, or h~ U^T where the head is not tied                        (eq. 6)
 
     luong      h_t = LSTM(h_{t-1}, E y_t),          score(h_t, h̄_s) = h_t^T W_a h̄_s                   (eq. 8, general)
-    bahdanau   h_t = LSTM(h_{t-1}, [E y_t; c_t]),   score(h_{t-1}, h̄_s) = v^T tanh(W_q h_{t-1} + b + W_a h̄_s)
+    bahdanau   h_t = LSTM(h_{t-1}, [E y_t; z_t]),   score(h_{t-1}, h̄_s) = v^T tanh(W_q h_{t-1} + b + W_a h̄_s)
                                                              (Bahdanau, Cho & Bengio 2015, appendix A.1.2)
 
 Luong's attention looks after the cell, and what it finds does not enter the next cell: no input feeding (their section
