@@ -2,6 +2,7 @@
 
     P = softmax(Q K^T / sqrt(K)),  O = P V                                        (Vaswani et al. 2017, eq. 1)
     dV = P^T dO,  dP = dO V^T,  dS_ij = P_ij (dP_ij - sum_k P_ik dP_ik) / sqrt(K),  dQ = dS K,  dK = dS^T Q
+    with Q K^T + A, a bias A of each head that all rows share: dA = sum over rows of dS
 
 torch's own attention never holds P, which saves memory where texts are long; for the few hundred tokens of a model
 that trains on a processor its small products cost more than these large ones, in bf16 2.4 times, and with dropout it
@@ -115,52 +116,64 @@ def _softmax_back(p: Array, dp: Array, lengths: Array, row: int, first: int, sca
 
 
 class Attention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(K)) v for q (N, T, K), k and v (N, S, K); lengths (N,) int64, or empty: causal."""
+    """softmax((q k^T + bias) / sqrt(K)) v for q (N, T, K), k and v (N, S, K), bias (H, T, S) or none of it.
+
+    lengths (N,) int64, or empty: causal.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, dropout: float, bias: Tensor | None
+    ) -> Tensor:
         ctx.dropout, ctx.seed = dropout, int(torch.randint(2**32, ())) if dropout else 0
         ctx.whole = q.shape[0] * q.shape[1] * k.shape[1] <= MOST_KEPT
         out, kept = torch.empty_like(q), []
-        for rows, own, seen in _pieces(q, k, not len(lengths), ctx.whole):
-            p = _weights(ctx, q, k, lengths, rows, own, seen)
+        for rows, own, seen in _pieces(q, k, not len(lengths), ctx.whole, 1 if bias is None else len(bias)):
+            p = _weights(ctx, q, k, lengths, bias, rows, own, seen)
             out[rows, own] = _mixture(p, v[rows, :seen], dropout)
             if ctx.whole:
                 kept.append(p)
-        ctx.save_for_backward(q, k, v, lengths, *kept)
+        ctx.save_for_backward(q, k, v, lengths, bias, *kept)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, lengths, *kept = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, Tensor | None]:
+        q, k, v, lengths, bias, *kept = ctx.saved_tensors
         d_out = grads[0].contiguous()
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        d_bias = None if bias is None else torch.zeros_like(bias)
         share, scale = 1 - ctx.dropout, 1 / math.sqrt(q.shape[2])
-        for rows, own, seen in _pieces(q, k, not len(lengths), ctx.whole):
-            p = kept.pop(0) if ctx.whole else _weights(ctx, q, k, lengths, rows, own, seen)
+        for rows, own, seen in _pieces(q, k, not len(lengths), ctx.whole, 1 if bias is None else len(bias)):
+            p = kept.pop(0) if ctx.whole else _weights(ctx, q, k, lengths, bias, rows, own, seen)
             dv[rows, :seen] += _mixture(p.transpose(1, 2), d_out[rows, own], ctx.dropout)
             ds = torch.bmm(d_out[rows, own], v[rows, :seen].transpose(1, 2))
             use_threads()
             _softmax_back(bits(p), bits(ds), lengths.numpy(), rows.start, own.start, scale, share)
             dq[rows, own] = torch.bmm(ds, k[rows, :seen])
             dk[rows, :seen] += torch.bmm(ds.transpose(1, 2), q[rows, own])
-        return dq, dk, dv, None, None
+            if d_bias is not None:
+                d_bias[:, own, :seen] += ds.view(-1, len(d_bias), *ds.shape[1:]).sum(0)
+        return dq, dk, dv, None, None, d_bias
 
 
-def _pieces(q: Tensor, k: Tensor, causal: bool, whole: bool) -> Iterator[tuple[slice, slice, int]]:
-    """Rows, queries, and how many keys they may see: P is made piece by piece."""
+def _pieces(q: Tensor, k: Tensor, causal: bool, whole: bool, together: int) -> Iterator[tuple[slice, slice, int]]:
+    """Rows, a multiple of `together`, queries, and how many keys they may see: P is made piece by piece."""
     rows, count, keys = q.shape[0], q.shape[1], k.shape[1]
     step = BLOCK if causal or not whole else count
-    at_once = rows if whole else max(1, MOST_MADE // (min(step, count) * keys))
+    at_once = rows if whole else max(1, MOST_MADE // (min(step, count) * keys * together)) * together
     for row in range(0, rows, at_once):
         for first in range(0, count, step):
             end = min(first + step, count)
             yield slice(row, min(row + at_once, rows)), slice(first, end), end if causal else keys
 
 
-def _weights(ctx: Any, q: Tensor, k: Tensor, lengths: Tensor, rows: slice, own: slice, seen: int) -> Tensor:
+def _weights(
+    ctx: Any, q: Tensor, k: Tensor, lengths: Tensor, bias: Tensor | None, rows: slice, own: slice, seen: int
+) -> Tensor:
     """P of a piece (N, T, S), a dropped one with its sign turned."""
     p = torch.bmm(q[rows, own], k[rows, :seen].transpose(1, 2))
+    if bias is not None:
+        p.view(-1, len(bias), *p.shape[1:]).add_(bias[:, own, :seen])
     below = np.uint32(min(round(ctx.dropout * 2**32), 2**32 - 1))
     use_threads()
     _softmax(bits(p), lengths.numpy(), rows.start, own.start, 1 / math.sqrt(q.shape[2]), below, np.uint32(ctx.seed))
@@ -172,14 +185,17 @@ def _mixture(p: Tensor, v: Tensor, dropout: float) -> Tensor:
     return torch.bmm(p.relu(), v) / (1 - dropout) if dropout else torch.bmm(p, v)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, dropout: float = 0.0) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None, dropout: float = 0.0, bias: Tensor | None = None
+) -> Tensor:
     """q (B, H, T, K), k and v (B, H, S, K), fp32 or bf16 on the CPU -> (B, H, T, K).
 
     lengths (B,): how many keys of each row are real, the others padding behind them. None: causal, with T = S.
     dropout: the share of P that is set to 0, 0 <= dropout < 1, while the rest grows by 1 / (1 - dropout).
+    bias (H, T, S), in the dtype of q: what is added to q k^T before it is divided.
     """
     flat = [x.reshape(-1, *x.shape[2:]) for x in (q, k, v)]
     each = torch.empty(0, dtype=torch.int64) if lengths is None else lengths.repeat_interleave(q.shape[1])
     apply: Any = Attention.apply
-    out: Tensor = apply(*flat, each, dropout)
+    out: Tensor = apply(*flat, each, dropout, bias)
     return out.view(*q.shape)

@@ -6,6 +6,8 @@ size (D / H), F d_ff. Masks are boolean, True = may attend.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -307,16 +309,31 @@ class BidirectionalAttention(nn.Module):
         return weights
 
 
+class ScoreBias:
+    """What positions add to the scores of every attention of a stack: made once a pass, for all its layers.
+
+    values (1 or B, H, T, S), contiguous, -inf where the key is later than a query that sees earlier ones only;
+    mask (B, 1, 1, S), True where a real token stands, or None where all are.
+    """
+
+    def __init__(self, values: Tensor, mask: Tensor | None) -> None:
+        self.values, self.mask = values, mask
+
+    @cached_property
+    def masked(self) -> Tensor:
+        """Both as one, (1 or B, H, T, S)."""
+        return self.values if self.mask is None else self.values.masked_fill(~self.mask, -torch.inf)
+
+
 class BiasedAttention(nn.Module):
     """softmax(Q K^T + bias) V, not divided by sqrt(K), and no bias in the products (Raffel et al. 2020, section 2.1).
 
-    The bias (1 or B, H, T, S) is what positions add to the scores, with -inf where a query must not look. It is one for
-    all layers of a stack, so who calls makes it once. H K need not be D.
+    causal: each token sees itself and what is before it, which the bias must say too. H K need not be D.
     """
 
-    def __init__(self, d_model: int, n_heads: int, head_size: int, *, dropout: float) -> None:
+    def __init__(self, d_model: int, n_heads: int, head_size: int, *, causal: bool, dropout: float) -> None:
         super().__init__()
-        self.n_heads, self.head_size, self.dropout = n_heads, head_size, dropout
+        self.n_heads, self.head_size, self.causal, self.dropout = n_heads, head_size, causal, dropout
         size = n_heads * head_size
         self.qkv = JoinedLinear(d_model, (size, size, size), bias=False)
         self.out = Linear(size, d_model, bias=False)
@@ -327,20 +344,30 @@ class BiasedAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: ScoreBias) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        return self._mix(*self.heads(x), bias, self.dropout if self.training else 0.0)
+        q, k, v = self.heads(x)
+        dropout = self.dropout if self.training else 0.0
+        lengths = None if self.causal else _real_tokens(k, bias.mask)
+        covered = bias.mask is None if self.causal else lengths is not None
+        if covered and own_attention(q, k, dropout):
+            from zhixing.models.cpu_attention import attention
 
-    def step(self, x: Tensor, bias: Tensor, cache: KeyValueCache, positions: Tensor | int) -> Tensor:
+            root = self.head_size**0.5  # what the loops divide by
+            mixed = attention(q * root, k, v, lengths, dropout, bias.values[0].to(q.dtype) * root)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=bias.masked.to(q.dtype), dropout_p=dropout, scale=1.0
+            )
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def step(self, x: Tensor, bias: ScoreBias, cache: KeyValueCache, positions: Tensor | int) -> Tensor:
         """The same for T new tokens a row, with the earlier ones in the cache; bias (1 or B, H, T, seen)."""
         q, k, v = self.heads(x)
         cache.write(k, v, positions)
-        seen = bias.shape[-1]
-        return self._mix(q, cache.keys[:, :, :seen], cache.values[:, :, :seen], bias, 0.0)
-
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
-        # models/cpu_attention.py knows no bias, so training takes torch's plain operators, with and without dropout
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout, scale=1.0)
+        seen = bias.values.shape[-1]
+        keys, values = cache.keys[:, :, :seen], cache.values[:, :, :seen]
+        mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias.masked.to(q.dtype), scale=1.0)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

@@ -41,6 +41,7 @@ from zhixing.models.layers import (
     KeyValueCache,
     Linear,
     RMSNorm,
+    ScoreBias,
     compiled_loops,
 )
 
@@ -101,17 +102,17 @@ class PositionBias(nn.Embedding):
         super().__init__(s.n_buckets, s.n_heads)
         self.max_distance, self.both_ways = s.max_distance, both_ways
 
-    def bias(self, positions: Tensor, seen: int) -> Tensor:
-        """Positions of the queries (T,) or (B, T), of the keys 0 to seen - 1 -> (1 or B, H, T, seen).
+    def bias(self, positions: Tensor, seen: int, mask: Tensor | None = None) -> ScoreBias:
+        """Positions of the queries (T,) or (B, T), of the keys 0 to seen - 1 -> values (1 or B, H, T, seen).
 
-        One way, it is -inf where the key is later than the query, and so the mask too.
+        mask (B, 1, 1, seen): the keys that are no padding. One way, later keys have -inf.
         """
         distances = torch.arange(seen, device=positions.device) - positions[..., None]  # (..., T, S)
         buckets = position_buckets(distances, self.num_embeddings, self.max_distance, both_ways=self.both_ways)
         bias: Tensor = self(buckets).movedim(-1, -3)  # (..., H, T, S)
         if not self.both_ways:
             bias = bias.masked_fill((distances > 0).unsqueeze(-3), -torch.inf)
-        return bias.reshape(-1, *bias.shape[-3:]).contiguous()
+        return ScoreBias(bias.reshape(-1, *bias.shape[-3:]).contiguous(), mask)
 
 
 class FeedForward(nn.Module):
@@ -147,13 +148,13 @@ class EncoderBlock(nn.Module):
     def __init__(self, s: T5Settings) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(s.d_model, s.norm_eps)
-        self.attention = BiasedAttention(s.d_model, s.n_heads, s.d_kv, dropout=s.dropout)
+        self.attention = BiasedAttention(s.d_model, s.n_heads, s.d_kv, causal=False, dropout=s.dropout)
         self.feed_forward_norm = RMSNorm(s.d_model, s.norm_eps)
         self.feed_forward = FeedForward(s)
         self.dropout = nn.Dropout(s.dropout)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x (B, S, D), bias (1 or B, H, S, S)."""
+    def forward(self, x: Tensor, bias: ScoreBias) -> Tensor:
+        """x (B, S, D), bias (1, H, S, S)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), bias))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # type: ignore[no-any-return]
 
@@ -162,7 +163,7 @@ class DecoderBlock(nn.Module):
     def __init__(self, s: T5Settings) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(s.d_model, s.norm_eps)
-        self.attention = BiasedAttention(s.d_model, s.n_heads, s.d_kv, dropout=s.dropout)
+        self.attention = BiasedAttention(s.d_model, s.n_heads, s.d_kv, causal=True, dropout=s.dropout)
         self.cross_attention_norm = RMSNorm(s.d_model, s.norm_eps)
         self.cross_attention = CrossAttention(
             s.d_model, s.n_heads, dropout=s.dropout, head_size=s.d_kv, bias=False, divided=False
@@ -171,7 +172,7 @@ class DecoderBlock(nn.Module):
         self.feed_forward = FeedForward(s)
         self.dropout = nn.Dropout(s.dropout)
 
-    def forward(self, y: Tensor, bias: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, y: Tensor, bias: ScoreBias, memory: Tensor, mask: Tensor | None) -> Tensor:
         """y (B, T, D) over memory (B, S, D); bias (1, H, T, T), mask (B, 1, 1, S)."""
         y = y + self.dropout(self.attention(self.attention_norm(y), bias))
         k, v = self.cross_attention.keys_and_values(memory)
@@ -181,7 +182,7 @@ class DecoderBlock(nn.Module):
     def step(
         self,
         y: Tensor,
-        bias: Tensor,
+        bias: ScoreBias,
         cache: KeyValueCache,
         positions: Tensor | int,
         k: Tensor,
@@ -235,9 +236,7 @@ class T5(nn.Module):
     def encode(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """ids (B, S), mask (B, 1, 1, S) as of `source_mask` -> memory (B, S, D)."""
         count = ids.shape[1]
-        bias = self.positions_read.bias(torch.arange(count, device=ids.device), count)  # (1, H, S, S)
-        if mask is not None:
-            bias = bias.masked_fill(~mask, -torch.inf)  # (B, H, S, S)
+        bias = self.positions_read.bias(torch.arange(count, device=ids.device), count, mask)  # (1, H, S, S)
         x = self.dropout(self.embedding(ids))
         for block in self.encoder:
             x = block(x, bias)
