@@ -439,7 +439,7 @@ def test_it_learns_to_reverse() -> None:
     held_out = {tuple(row) for row in unseen.tolist()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
     model.train()
-    steps, rows = 400, 96
+    steps, rows = 400, 64
     for step in range(steps):
         batch = torch.randint(2, 10, (rows, 6), generator=chance)
         batch = batch[[tuple(row) not in held_out for row in batch.tolist()]]
