@@ -960,7 +960,9 @@ def test_fetch_for_real(name: str, tmp_path: Path) -> None:
         assert facts["train"]["rows"] == entry.rows
         assert len(facts["train"].get("labels", [])) == entry.n_labels
         if entry.task in catalogue.PAIR_TASKS:
-            assert len(read_pairs(str(documents[0]), PairSettings(max_ratio=0))) == entry.rows
+            met = read_pairs(str(documents[0]), PairSettings(max_ratio=0)).counts
+            assert met.read == entry.rows
+            assert met.kept > 0.999 * entry.rows  # two may be the same once blanks are one
     else:
         assert sum(path.stat().st_size for path in documents) > entry.characters
     assert (folder / "LICENSE").stat().st_size > 400

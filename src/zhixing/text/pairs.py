@@ -575,7 +575,11 @@ def _draw(units: dict[str, list[int]], fraction: float, seed: int, total: int) -
 
 
 def _leaks(train: Pairs, held: Pairs) -> tuple[set[int], set[int]]:
-    """Indices of held-out pairs with a side that a training pair has on that side: word for word, nearly."""
+    """Indices of held-out pairs with a side that a training pair has on that side: word for word, nearly.
+
+    A text is compared with the first one only of each MinHash band. Where thousands share a boilerplate some near ones
+    stay: 18 of 2,751 held-out Debian descriptions, none of LibreOffice's help.
+    """
     repeats: set[int] = set()
     near: set[int] = set()
     for side in ("source", "target"):
