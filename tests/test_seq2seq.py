@@ -213,7 +213,10 @@ def test_a_summarizer(tmp_path: Path) -> None:
         {"document": row["source"], "summary": row["source"].split()[-1], "group": row["group"]} for row in phrases(300)
     ]
     source = lay(tmp_path / "texts.jsonl", cast(Any, rows))
-    settings = ("task.kind=summarization", "data.source_column=document", "data.target_column=summary")
+    settings = (
+        "task.kind=summarization", "data.source_column=document", "data.target_column=summary", "data.source_language=''",
+        "data.target_language=''",
+    )  # fmt: skip
     run = cast(
         Summarizer, zhixing.train(str(source), *COMMON, *settings, "train.max_steps=120", out=str(tmp_path / "run"))
     )

@@ -22,7 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from zhixing import __version__
 from zhixing.decoding.settings import DecodingSettings
@@ -402,12 +404,17 @@ def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
 def scores_text(scores: dict[str, Any]) -> str:
     """The scores and what stands beside them, for a terminal."""
     model = scores["model"]
-    main = [name for name in ("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL") if name in model]
+    main = [name for name in ("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL") if model.get(name)]
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
     lines = [f"{'':<20}" + "".join(f"{name:>10}" for name in main)]
     for label, row in {"this model": model, **scores["baselines"]}.items():
-        lines.append(f"{label:<20}" + "".join(f"{row[name]['value']:>10.3f}" for name in main))
+        lines.append(f"{label:<20}" + "".join(f"{shown(row[name]['value']):>10}" for name in main))
     interval = model[main[0]]
-    lines.append(f"{model['n']:,} pairs; {main[0]} with 95 % within {interval['low']:.3f} to {interval['high']:.3f}")
+    low, high = shown(interval["low"]), shown(interval["high"])
+    lines.append(f"{model['n']:,} pairs; {main[0]} with 95 % within {low} to {high}")
     lines += [f"{name}: {signature}" for name, signature in model.get("signatures", {}).items()]
     return "\n".join(lines)
 
@@ -499,6 +506,24 @@ class _Writer:
             early_stopping=True,
             eos_ids=(self.tokenizer.eos_id,),
         )
+
+    def alignment(self, source: str, text: str) -> tuple[list[str], list[str], NDArray[np.float32]]:
+        """The tokens of a source and of a text, and how much each of the text's took from each of the source's (T, S).
+
+        InputError where one side is empty or longer than the model's context.
+        """
+        sides = [self.tokenizer.encode(side) for side in (source, text)]
+        longest = self.model.settings.max_len - 1
+        for name, ids in zip(("source", "text"), sides, strict=True):
+            if not 0 < len(ids) <= longest:
+                raise InputError(f"the {name} has {len(ids):,} tokens", mend=f"give one of 1 to {longest:,}")
+        read, written = self.tokenizer.with_ends(sides[0]), [self.model.settings.start_id, *sides[1]]
+        with torch.inference_mode():
+            weights = self.model.attention_weights(
+                torch.tensor([written[:-1]]), torch.tensor([read]), torch.tensor([len(read)])
+            )
+        tokens = [[self.tokenizer.decode([i]) for i in ids] for ids in sides]
+        return tokens[0], tokens[1], weights[0, :, : len(sides[0])].numpy()
 
     def write(self, sources: Sequence[str]) -> list[str]:
         """The best text for each source, taken whole as it was learnt: not cut into lines and sentences."""

@@ -21,6 +21,9 @@ Texts = Annotated[
 ]
 Beams = Annotated[int | None, typer.Option(help="Hypotheses followed at once; 1: greedy; else as the run says.")]
 NBest = Annotated[int, typer.Option(help="So many texts for each, best first, with their scores (as JSON).")]
+Alignment = Annotated[
+    str | None, typer.Option(metavar="FILE.html", help="Write a page of what was read for what was written.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a text.")]
 BLOCK = 1 << 16  # bytes read from a pipe at once
 
@@ -31,9 +34,10 @@ def translate_command(
     num_beams: Beams = None,
     n_best: NBest = 1,
     as_json: AsJson = False,
+    alignment: Alignment = None,
 ) -> None:
     """Translate texts. Lines and paragraphs are kept; from a pipe each line is answered by a line as it comes."""
-    _write(run, texts, num_beams, n_best, as_json, task="translation")
+    _write(run, texts, num_beams, n_best, as_json, alignment, task="translation")
 
 
 def summarize_command(
@@ -42,12 +46,15 @@ def summarize_command(
     num_beams: Beams = None,
     n_best: NBest = 1,
     as_json: AsJson = False,
+    alignment: Alignment = None,
 ) -> None:
     """Say texts in fewer words. A file is one text, stdin too."""
-    _write(run, texts, num_beams, n_best, as_json, task="summarization")
+    _write(run, texts, num_beams, n_best, as_json, alignment, task="summarization")
 
 
-def _write(run: str, texts: list[str], num_beams: int | None, n_best: int, as_json: bool, *, task: str) -> None:
+def _write(
+    run: str, texts: list[str], num_beams: int | None, n_best: int, as_json: bool, alignment: str | None, *, task: str
+) -> None:
     from zhixing.seq2seq import load_seq2seq
 
     if num_beams is not None and num_beams < 1:
@@ -58,6 +65,7 @@ def _write(run: str, texts: list[str], num_beams: int | None, n_best: int, as_js
     if model.stored.task != task:
         other = "summarize" if model.stored.task == "summarization" else "translate"
         raise InputError(f"this run is for {model.stored.task}", where=run, mend=f"zhixing {other} {run} ...")
+    looked: list[tuple[str, str]] = []
     for number, argument in enumerate(texts, 1):
         parts = _lines(sys.stdin.fileno()) if argument == "-" and task == "translation" else [[_text(argument, number)]]
         for part in parts:
@@ -66,10 +74,29 @@ def _write(run: str, texts: list[str], num_beams: int | None, n_best: int, as_js
                     typer.echo(json.dumps(dataclasses.asdict(answer), ensure_ascii=False))
                 else:
                     typer.echo(answer.text)
+                looked.append((answer.source, answer.text))
             sys.stdout.flush()
+    if alignment:
+        _draw(model, looked, alignment)
     if model.too_long:
         what = {"split": "cut into parts", "truncate": "cut off"}.get(model.on_too_long, "refused")
         say(f"{model.too_long} texts were longer than the model reads and were {what}")
+
+
+def _draw(model: Any, looked: list[tuple[str, str]], page: str) -> None:
+    """A picture for each text, those of several lines line by line."""
+    from zhixing.explain.alignment import alignment_page, alignment_picture
+    from zhixing.files import atomic_write
+
+    lines = [
+        (source.strip(), text.strip())
+        for whole in looked
+        for source, text in zip(whole[0].split("\n"), whole[1].split("\n"), strict=False)
+        if source.strip() and text.strip()
+    ]
+    pictures = [(source, text, alignment_picture(*model.alignment(source, text))) for source, text in lines]
+    atomic_write(Path(page), alignment_page(pictures))
+    say(f"look at {page}")
 
 
 def _text(argument: str, number: int) -> str:

@@ -402,11 +402,23 @@ class CrossAttention(nn.Module):
 
     def forward(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """y (B, T, D) looks at k, v (B, H, S, K); mask (B, 1, 1, S) or None -> (B, T, D)."""
-        q = self.q(y).unflatten(-1, (self.n_heads, self.head_size)).transpose(1, 2)  # (B, H, T, K)
-        if self.q_scale != 1:
-            q = q * self.q_scale
-        mixed = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        mixed = attend(self._queries(y), k, v, mask, self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def weights(self, y: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """How much each token of y (B, T, D) takes from each that was read: (B, H, T, S), rows sum to 1.
+
+        The naive path, for looking at: `forward` never has them.
+        """
+        scores = self._queries(y) @ k.transpose(-1, -2) / self.head_size**0.5  # (B, H, T, S)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        weights: Tensor = scores.float().softmax(dim=-1)
+        return weights
+
+    def _queries(self, y: Tensor) -> Tensor:
+        q: Tensor = self.q(y).unflatten(-1, (self.n_heads, self.head_size)).transpose(1, 2)  # (B, H, T, K)
+        return q if self.q_scale == 1 else q * self.q_scale
 
 
 class SwiGLU(nn.Module):

@@ -114,6 +114,11 @@ class DecoderBlock(nn.Module):
         y = self.cross_attention_norm(y + self.dropout(self.cross_attention(y, k, v, mask)))
         return self.feed_forward_norm(y + self.dropout(self.feed_forward(y)))  # type: ignore[no-any-return]
 
+    def weights(self, y: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """How much each token of y takes from each that was read: (B, H, T, S)."""
+        y = self.attention_norm(y + self.attention(y, None))
+        return self.cross_attention.weights(y, self.cross_attention.keys_and_values(memory)[0], mask)
+
     def step(
         self,
         y: Tensor,
@@ -183,6 +188,19 @@ class Marian(nn.Module):
         for block in self.decoder:
             y = block(y, memory, mask)
         return y
+
+    def attention_weights(self, ids: Tensor, source_ids: Tensor, source_lengths: Tensor) -> Tensor:
+        """How much each token that is written takes from each that is read: (B, T, S), rows sum to 1; without dropout.
+
+        The mean of the heads of the layer before the last, which aligns words best (Garg et al. 2019, section 4.1).
+        """
+        mask = source_mask(source_lengths, source_ids.shape[1])
+        memory = self.encode(source_ids, mask)
+        y = self._input(self.embedding, ids, self.positions[: ids.shape[1]])
+        *below, block = self._decoder_blocks()[: max(1, self.settings.n_layers - 1)]
+        for lower in below:
+            y = lower(y, memory, mask)
+        return block.weights(y, memory, mask).mean(dim=1)
 
     def head(self) -> Tensor:
         """The weight (V, D) that turns hidden states into logits: the embedding of the side that is written."""

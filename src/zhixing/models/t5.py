@@ -179,6 +179,11 @@ class DecoderBlock(nn.Module):
         y = y + self.dropout(self.cross_attention(self.cross_attention_norm(y), k, v, mask))
         return y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))  # type: ignore[no-any-return]
 
+    def weights(self, y: Tensor, bias: ScoreBias, memory: Tensor, mask: Tensor | None) -> Tensor:
+        """How much each token of y takes from each that was read: (B, H, T, S)."""
+        y = self.cross_attention_norm(y + self.attention(self.attention_norm(y), bias))
+        return self.cross_attention.weights(y, self.cross_attention.keys_and_values(memory)[0], mask)
+
     def step(
         self,
         y: Tensor,
@@ -252,6 +257,21 @@ class T5(nn.Module):
         for block in self.decoder:
             y = block(y, bias, memory, mask)
         return self._output(y)
+
+    def attention_weights(self, ids: Tensor, source_ids: Tensor, source_lengths: Tensor) -> Tensor:
+        """How much each token that is written takes from each that is read: (B, T, S), rows sum to 1; without dropout.
+
+        The mean of the heads of the layer before the last, which aligns words best (Garg et al. 2019, section 4.1).
+        """
+        mask = source_mask(source_lengths, source_ids.shape[1])
+        memory = self.encode(source_ids, mask)
+        count = ids.shape[1]
+        bias = self.positions_written.bias(torch.arange(count, device=ids.device), count)  # (1, H, T, T)
+        y = self.embedding(ids)
+        *below, block = self._decoder_blocks()[: max(1, self.settings.n_layers - 1)]
+        for lower in below:
+            y = lower(y, bias, memory, mask)
+        return block.weights(y, bias, memory, mask).mean(dim=1)
 
     def head(self) -> Tensor:
         """The weight (V, D) that turns hidden states into logits."""
