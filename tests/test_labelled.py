@@ -77,13 +77,13 @@ def sentences(number: int, seed: int = 0, words: int = 12) -> list[str]:
     ("name", "content"),
     [
         ("a.jsonl", plain()),
-        ("a.jsonl.gz", gzip.compress(plain().encode())),
+        ("a.jsonl.gz", gzip.compress(plain().encode(), mtime=0)),
         ("a.jsonl.zst", zstandard.compress(plain().encode())),
         ("a.csv", "label,text\n" + "".join(f"{label},{text}\n" for text, label in ROWS)),
         ("a.tsv", "text\tmore\tlabel\n" + "".join(f"{text}\t0\t{label}\n" for text, label in ROWS)),
         ("a.txt", "".join(f"__label__{label} {text}\n" for text, label in ROWS)),
         ("tabs.txt", "".join(f"__label__{label}\t{text}\n" for text, label in ROWS)),
-        ("a.txt.gz", gzip.compress("".join(f"__label__{label}  {text}\r\n" for text, label in ROWS).encode())),
+        ("a.txt.gz", gzip.compress("".join(f"__label__{label}  {text}\r\n" for text, label in ROWS).encode(), mtime=0)),
     ],
 )
 def test_each_format_gives_the_same_texts(tmp_path: Path, name: str, content: str | bytes) -> None:
@@ -130,7 +130,7 @@ def test_train_and_test_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "train is taken as its training part" in capsys.readouterr().err
     assert pairs(read_labelled(str(tmp_path), part="test")) == [("Bad test.", "neg"), ("Good test.", "pos")]
     assert not has_test_part(str(tmp_path / "train"))
-    write(tmp_path / "other" / "train.jsonl.gz", gzip.compress(plain().encode()))
+    write(tmp_path / "other" / "train.jsonl.gz", gzip.compress(plain().encode(), mtime=0))
     write(tmp_path / "other" / "test.csv", "text,label\nx,positive\n")
     assert len(read_labelled(str(tmp_path / "other"))) == 3
     assert pairs(read_labelled(str(tmp_path / "other"), part="test")) == [("x", "positive")]

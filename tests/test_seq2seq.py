@@ -227,3 +227,36 @@ def test_a_summarizer(tmp_path: Path) -> None:
     assert again("open the red file").text == "file"
     assert again("close the blue page " * 40).text == "page" and again.too_long == 1
     assert command("summarize", str(run.path), "save a small table").stdout == "table\n"
+
+
+@pytest.mark.parametrize("family", ["t5", "lstm"])
+def test_the_other_families_are_written_and_read(data: Path, tmp_path: Path, family: str) -> None:
+    few = ("train.max_steps=30", "train.eval_steps=30", f"model.family={family}")
+    run = cast(Translator, zhixing.train(str(data), *COMMON, *few, out=str(tmp_path / family)))
+    again = cast(Translator, zhixing.load(run.path))
+    texts = [row["source"] for row in phrases(12, seed=3)]
+    written = again.write(texts)
+    assert written == run.write(texts) and any(written)
+    if family == "t5":
+        transformers = pytest.importorskip("transformers")
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(run.path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(run.path)
+        assert type(model).__name__ == "T5ForConditionalGeneration"
+        for text, own in zip(texts, written, strict=True):
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            with torch.no_grad():
+                found = model.generate(ids, num_beams=3, max_new_tokens=47, early_stopping=True, length_penalty=1.0)
+            assert tokenizer.decode(found[0], skip_special_tokens=True).strip() == own
+
+
+def test_what_was_read_for_what_was_written(run: Translator, tmp_path: Path) -> None:
+    source = "open the red file"
+    read, written, weights = run.alignment(source, run(source).text)
+    assert "".join(read) == source and "".join(written) == run(source).text
+    assert weights.shape == (len(written), len(read)) and weights.min() >= 0
+    assert (weights.sum(axis=1) <= 1 + 1e-5).all()  # the rest is of the end of the text
+    page = tmp_path / "alignment.html"
+    done = command("translate", str(run.path), source, "--alignment", str(page))
+    assert done.returncode == 0 and page.read_text(encoding="utf-8").count("<svg") == 1
+    with pytest.raises(InputError, match="tokens"):
+        run.alignment("", "打开")

@@ -108,14 +108,21 @@ def prepare(recipe: Recipe, run_dir: Path) -> Parts:
     return Parts(train, validation, test, how)
 
 
-def encode_pairs(pairs: Pairs, tokenizer: Tokenizer, max_len: int) -> tuple[list[list[int]], list[list[int]], int]:
-    """Ids of both sides with their ends, without the pairs that have a longer side than max_len; how many these are."""
+def encode_pairs(
+    pairs: Pairs, tokenizer: Tokenizer, max_len: int, *, cut_sources: bool
+) -> tuple[list[list[int]], list[list[int]], int]:
+    """Ids of both sides with their ends, for pairs of which neither side is longer than max_len; how many are not here.
+
+    With cut_sources a source is cut to max_len instead: of a long text the beginning may do for a summary, where half a
+    sentence does not for its translation.
+    """
+    room = max_len - len(tokenizer.with_ends([]))
     sources = tokenizer.encode_batch([pair.source for pair in pairs])
     targets = tokenizer.encode_batch([pair.target for pair in pairs])
     rows = [
-        (tokenizer.with_ends(s), tokenizer.with_ends(t))
+        (tokenizer.with_ends(s[:room]), tokenizer.with_ends(t))
         for s, t in zip(sources, targets, strict=True)
-        if len(s) < max_len and len(t) < max_len
+        if len(t) <= room and (cut_sources or len(s) <= room)
     ]
     return [s for s, _ in rows], [t for _, t in rows], len(pairs) - len(rows)
 
@@ -190,7 +197,8 @@ def train_seq2seq(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel
 
 
 def _batches(pairs: Pairs, tokenizer: Tokenizer, recipe: Recipe, name: str) -> PairedTexts:
-    sources, targets, too_long = encode_pairs(pairs, tokenizer, recipe.model.max_len)
+    cut_sources = recipe.task.kind == "summarization"
+    sources, targets, too_long = encode_pairs(pairs, tokenizer, recipe.model.max_len, cut_sources=cut_sources)
     if too_long:
         say(f"left out: {too_long:,} pairs {name}, of which a side has more than {recipe.model.max_len} tokens")
     if not sources:
