@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from pages import Tags, words_of
 from zhixing.evaluation.calibration import reliability, softmax
 from zhixing.evaluation.classification import confusion_matrix
 from zhixing.evaluation.classification_charts import (
@@ -76,40 +76,6 @@ def _graded(**changes: Any) -> ClassificationResult:
     generator = np.random.default_rng(0)
     y = generator.normal(size=120)
     return ClassificationResult([], y, y + generator.normal(size=120), problem_type="regression", **changes)
-
-
-class _Tags(HTMLParser):
-    """Elements and words of a page; an AssertionError where tags do not nest."""
-
-    VOID = frozenset(["meta", "input", "br"])
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-
-def _words(page: str) -> str:
-    return " ".join(" ".join(_Tags(page).words).split())
 
 
 # ---- pictures
@@ -200,7 +166,7 @@ def test_odd_pictures() -> None:
 def test_the_page_says_what_there_is() -> None:
     result = _result(temperature=1.3, other_baselines={"linear SVM": 0.6})
     scores = result_scores(result)
-    words = _words(render_classification_report(result))
+    words = words_of(render_classification_report(result))
     for piece in (
         "a run", "A bag model that tells 3 classes apart, 4.21M parameters, trained on 19,923 texts in 41 s.",
         f"{scores.scores['accuracy'].value:.1%}", f"{scores.scores['mcc'].value:.3f}", "macro F1", "宏平均 F1",
@@ -216,18 +182,18 @@ def test_the_page_says_what_there_is() -> None:
 
 def test_what_is_not_there_is_left_out() -> None:
     bare = ClassificationResult(["a", "b"], np.array([0, 1, 1]), np.array([0, 1, 0]))
-    words = _words(render_classification_report(bare))
+    words = words_of(render_classification_report(bare))
     assert (
         "confidence can be trusted" not in words and "sure and wrong" not in words and "zhixing classify" not in words
     )
     assert "What it takes for what" in words and "Left out" not in words
     one = ClassificationResult(["a", "b"], np.array([0]), np.array([0]))
-    assert "No interval" in _words(render_classification_report(one))
+    assert "No interval" in words_of(render_classification_report(one))
 
 
 @pytest.mark.parametrize("result", [_several(name="tags"), _graded(name="ratings")], ids=["labels", "ratings"])
 def test_other_problems_have_a_page(result: ClassificationResult) -> None:
-    words = _words(render_classification_report(result))
+    words = words_of(render_classification_report(result))
     assert result.name in words and "What it takes for what" not in words
     for score in ("Hamming loss", "all labels right") if result.several else ("Pearson's r", "MSE", "mean rating"):
         assert score in words
@@ -241,7 +207,7 @@ def test_the_page_of_a_run_has_its_curves(tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text(json.dumps({"data": {"near_duplicates": 7}, "tokenizer": {"kind": "word"}}))
     result = _result(facts={"data": {"source": "reviews", "test": {"near_duplicates": 7}}})
     path = write_classification_report(tmp_path / "report.html", result, run_dir=tmp_path)
-    words = _words(path.read_text(encoding="utf-8"))
+    words = words_of(path.read_text(encoding="utf-8"))
     for piece in (
         "Loss",
         "nats a text",
@@ -272,13 +238,13 @@ def test_warnings_count_what_was_not_scored() -> None:
         "1 of 3 classes have fewer than 10 test t"
     ]
     some = ClassificationResult(["a"], np.array([0, -100, -100]), np.array([0, 0, 0]))
-    assert "2 texts without a label" in _words(render_classification_report(some))
+    assert "2 texts without a label" in words_of(render_classification_report(some))
     assert "2 texts without a label" in text_summary(some)
 
 
 def test_hostile_text_is_only_text() -> None:
     page = render_classification_report(_hostile())
-    tags = _Tags(page)
+    tags = Tags(page)
     assert {tag for tag, _ in tags.seen} <= {
         "html", "head", "meta", "title", "style", "body", "input", "div", "header", "span", "h1", "p", "nav", "label",
         "main", "section", "h2", "h3", "b", "table", "caption", "tr", "th", "td", "thead", "tbody", "svg", "rect", "path",

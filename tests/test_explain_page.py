@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pages import Tags
 from zhixing.errors import InputError
 from zhixing.evaluation.records import visible
 from zhixing.explain.explanation import Explanation
@@ -55,36 +55,6 @@ def explanation(text: str = REVIEW, **changes: Any) -> Explanation:
         "nearest": (Neighbour("A film that moved me.", ("positive",), 0.612, 3), Neighbour("没意思", (), 0.2, 9)),
     }  # fmt: skip
     return Explanation(**(fields | changes))
-
-
-class Tags(HTMLParser):
-    """Elements and text of a page; an AssertionError where tags do not nest."""
-
-    VOID = frozenset(["meta", "input", "rect"])
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
 
 
 def texts_of(html: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -296,3 +297,13 @@ def test_what_cannot_be_split_is_said() -> None:
     for fraction in (0.01, 0.99):
         train, held, _ = split_pairs(two, fraction, 0)
         assert len(train) == len(held) == 1
+
+
+def test_aligned_files_may_end_in_their_language(tmp_path: Path) -> None:
+    (tmp_path / "train.en").write_text("Open the file.\nClose it.\n", encoding="utf-8")
+    (tmp_path / "train.zh.gz").write_bytes(gzip.compress("打开文件。\n关闭它。\n".encode(), mtime=0))
+    found = read_pairs(f"{tmp_path / 'train.en'},{tmp_path / 'train.zh.gz'}")
+    assert [(pair.source, pair.target) for pair in found] == [
+        ("Open the file.", "打开文件。"),
+        ("Close it.", "关闭它。"),
+    ]

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from pages import Tags, words_of
 from zhixing.errors import InputError
 from zhixing.evaluation.card import write_card
 from zhixing.evaluation.curves import (
@@ -93,40 +93,6 @@ def _write(run: Path, **files: Any) -> Path:
             content = "".join(json.dumps(line) + "\n" for line in content)
         (run / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return run
-
-
-class _Tags(HTMLParser):
-    """Elements and text of a page; an AssertionError where tags do not nest."""
-
-    VOID = frozenset(["meta", "input", "br", "line", "circle", "rect", "polyline", "path", "link", "img"])
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-
-def _text(page: str) -> str:
-    return " ".join(" ".join(_Tags(page).words).split())
 
 
 # ---- curves
@@ -252,7 +218,7 @@ def test_sparkline() -> None:
 
 def test_the_page_says_what_is_on_disk(tmp_path: Path) -> None:
     page = write_report(_write(tmp_path / "austen")).read_text(encoding="utf-8")
-    words = _text(page)
+    words = words_of(page)
     bits = 121 / math.log(2) / 120
     for piece in (
         f"{bits:.3f}", "2.641", "3.412", "4,212,992", "3.11 MB", "2 min 31 s", "912 MB", "PDDL-1.0", "It is a truth", "风不度江南岸。",
@@ -272,7 +238,7 @@ def test_the_same_records_give_the_same_page(tmp_path: Path) -> None:
 
 def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
     page = write_report(_write(tmp_path / "run")).read_text(encoding="utf-8")
-    tags = _Tags(page)
+    tags = Tags(page)
     assert not {tag for tag, _ in tags.seen} & {"script", "link", "img", "iframe", "object", "embed", "form", "base"}
     for _, attributes in tags.seen:
         assert not set(attributes) & {"src", "href", "style", "srcdoc", "action", "xlink:href"}
@@ -288,7 +254,7 @@ def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [c for n in range(1, 6) for c in itertools.combinations(FILES, n)])
 def test_any_part_may_be_missing(tmp_path: Path, kept: tuple[str, ...]) -> None:
     run = _write(tmp_path / "run", **{name: None for name in FILES if name not in kept})
-    words = _text(write_report(run).read_text(encoding="utf-8"))
+    words = words_of(write_report(run).read_text(encoding="utf-8"))
     for name in FILES:
         assert (f"Left out: {name}" in words) == (name not in kept)
     assert summary(run) and write_card(run).read_text(encoding="utf-8")
@@ -311,7 +277,7 @@ def test_any_part_may_be_missing(tmp_path: Path, kept: tuple[str, ...]) -> None:
 )
 def test_broken_records_are_left_out_with_a_note(tmp_path: Path, name: str, content: str, said: str) -> None:
     run = _write(tmp_path / "run", **{name: content})
-    assert said in _text(write_report(run).read_text(encoding="utf-8"))
+    assert said in words_of(write_report(run).read_text(encoding="utf-8"))
     assert said in summary(run)
     write_card(run)
 
@@ -358,7 +324,7 @@ def test_visible() -> None:
 
 def test_hostile_text_is_text(tmp_path: Path) -> None:
     page = write_report(_hostile_run(tmp_path)).read_text(encoding="utf-8")
-    tags = _Tags(page)
+    tags = Tags(page)
     assert not {tag for tag, _ in tags.seen} & {
         "script",
         "img",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pages import Tags, words_of
 from zhixing.errors import InputError
 from zhixing.evaluation.rouge import score_summaries
 from zhixing.evaluation.seq2seq_report import (
@@ -99,40 +99,6 @@ def _score(value: float, low: float | None = None, high: float | None = None) ->
     return {"value": value, "low": low, "high": high, "n": 500, "seed": 0}
 
 
-class _Tags(HTMLParser):
-    """Elements and words of a page; an AssertionError where tags do not nest."""
-
-    VOID = frozenset(["meta", "input", "br"])
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(page)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-
-def _words(page: str) -> str:
-    return " ".join(" ".join(_Tags(page).words).split())
-
-
 # ---- examples
 
 
@@ -170,7 +136,7 @@ def test_the_best_and_the_worst_are_shown(tmp_path: Path) -> None:
     best = page[page.index("The best") : page.index("In the middle")]
     assert re.findall(r"pair (\d)", best) == ["1", "2", "3"]
     nine = [*examples[:4], *examples[5:]]
-    assert "100.0" in _words(render_seq2seq_report(_write(tmp_path / "run", examples=nine, facts=FACTS)))
+    assert "100.0" in words_of(render_seq2seq_report(_write(tmp_path / "run", examples=nine, facts=FACTS)))
 
 
 # ---- the page
@@ -178,7 +144,7 @@ def test_the_best_and_the_worst_are_shown(tmp_path: Path) -> None:
 
 def test_the_page_says_what_there_is(run: Path) -> None:
     page = write_seq2seq_report(run).read_text(encoding="utf-8")
-    words = _words(page)
+    words = words_of(page)
     scores = json.loads((run / "scores.json").read_text())["model"]
     for piece in (
         "gnome-en-zh",
@@ -197,7 +163,7 @@ def test_the_page_says_what_there_is(run: Path) -> None:
         assert piece in words, piece
     assert "test pairs only" not in words and "group" not in words and "samples.jsonl" not in words
     assert page == render_seq2seq_report(run)
-    dd = [attributes for tag, attributes in _Tags(page).seen if tag == "dd" and "lang" in attributes]
+    dd = [attributes for tag, attributes in Tags(page).seen if tag == "dd" and "lang" in attributes]
     assert {attributes["lang"] for attributes in dd} == {"en", "zh"}
 
 
@@ -216,7 +182,7 @@ def test_a_summarizer_has_its_own(tmp_path: Path) -> None:
     scores = {"model": measured, "baselines": {"lead sentence": measured | {"rougeL": _score(0.1)}}}
     facts = {**FACTS, "model": {"family": "t5", "task": "summarization"}}
     folder = _write(tmp_path / "news", scores=scores, examples=examples, facts=facts)
-    words = _words(render_seq2seq_report(folder))
+    words = words_of(render_seq2seq_report(folder))
     for piece in (
         "A T5 model that says a text in fewer words", "写摘要的 T5 模型", "ROUGE-L", "ROUGE-1", "ROUGE-2 recall",
         f"{measured['rougeL']['value']:.3f}", "the first sentence", "0.100", "zhixing summarize", "longer than the references",
@@ -250,16 +216,16 @@ def test_warnings(tmp_path: Path, model: dict[str, Any], baselines: dict[str, An
     scores = {"model": {"n": 500, "seed": 0, "bleu": _score(30, 29, 31), "repeated_references": 0.01, **model}}
     page = render_seq2seq_report(_write(tmp_path, scores=scores | {"baselines": baselines}, facts=FACTS))
     assert page.count('class="aside warning"') == bool(said)
-    words = _words(page)
+    words = words_of(page)
     for piece in said:
         assert piece in words, piece
 
 
 def test_few_groups_are_told(tmp_path: Path) -> None:
     examples = [row | {"group": f"file {i % 4}"} for i, row in enumerate(_examples())]
-    assert "come from 4 groups" in _words(render_seq2seq_report(_write(tmp_path, examples=examples, facts=FACTS)))
+    assert "come from 4 groups" in words_of(render_seq2seq_report(_write(tmp_path, examples=examples, facts=FACTS)))
     examples[7]["group"] = ""  # a pair that belongs to none
-    assert "come from" not in _words(render_seq2seq_report(_write(tmp_path, examples=examples, facts=FACTS)))
+    assert "come from" not in words_of(render_seq2seq_report(_write(tmp_path, examples=examples, facts=FACTS)))
 
 
 def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
@@ -267,23 +233,23 @@ def test_what_is_not_there_is_left_out(tmp_path: Path) -> None:
         render_seq2seq_report(tmp_path / "nothing")
     with pytest.raises(InputError):
         render_seq2seq_report(tmp_path)
-    words = _words(render_seq2seq_report(_write(tmp_path, facts=FACTS)))
+    words = words_of(render_seq2seq_report(_write(tmp_path, facts=FACTS)))
     assert "has not been scored" in words and "No loss has been recorded" in words and "What it writes" not in words
     assert "Left out: examples.jsonl is not there" in words and "Left out: metrics.jsonl is not there" in words
     scores = {"model": {"bleu": _score(20)}, "baselines": {"copy": None, "odd": {"bleu": "high"}, "x": 3}}
-    words = _words(render_seq2seq_report(_write(tmp_path, scores=scores, examples=_examples(2))))
+    words = words_of(render_seq2seq_report(_write(tmp_path, scores=scores, examples=_examples(2))))
     assert "20.0" in words and "The best" in words and "The worst" not in words and "2 test pairs only" in words
     for broken in ([], {"model": []}, {"model": {"bleu": {"value": "x"}, "n": [1], "ter": None}, "baselines": []}, 7):
         render_seq2seq_report(_write(tmp_path, scores=broken))
     (tmp_path / "scores.json").write_text('{"model": {"bleu": {"value": NaN}}')
     (tmp_path / "examples.jsonl").write_bytes(b'{"source": "a"}\n\xff\n[1]\n' + json.dumps(_examples(1)[0]).encode())
-    words = _words(render_seq2seq_report(tmp_path))
+    words = words_of(render_seq2seq_report(tmp_path))
     assert "examples.jsonl: 3 of 4 lines hold no pair" in words and "pair 4" in words
 
 
 def test_a_source_that_looks_like_an_option_is_not_pasted(tmp_path: Path) -> None:
     examples = [{"source": s, "reference": "r", "output": "o", "group": ""} for s in ("--help me", " ", "it's; rm -rf")]
-    words = _words(render_seq2seq_report(_write(tmp_path, examples=examples, facts=FACTS)))
+    words = words_of(render_seq2seq_report(_write(tmp_path, examples=examples, facts=FACTS)))
     assert f"zhixing translate {tmp_path} 'it'\"'\"'s; rm -rf'" in words
 
 
@@ -301,7 +267,7 @@ def _hostile(folder: Path) -> Path:
 
 def test_hostile_text_is_only_text(tmp_path: Path) -> None:
     page = render_seq2seq_report(_hostile(tmp_path))
-    tags = _Tags(page)
+    tags = Tags(page)
     assert {tag for tag, _ in tags.seen} <= {
         "html", "head", "meta", "title", "style", "body", "input", "div", "header", "span", "h1", "p", "nav", "label",
         "main", "section", "h2", "h3", "b", "table", "caption", "tr", "th", "td", "thead", "tbody", "svg", "rect", "path",

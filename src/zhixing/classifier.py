@@ -96,8 +96,8 @@ from zhixing.tokens.bucketed import BucketedTexts
 from zhixing.tokens.ngrams import NgramSettings, NgramVocabulary, available_threads
 from zhixing.tokens.shards import open_shards, write_shards
 from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
-from zhixing.training.checkpoint import list_steps, load_step, restore_model
-from zhixing.training.loop import FitResult, fit
+from zhixing.training.checkpoint import list_steps
+from zhixing.training.loop import FitResult, fit, take_best
 from zhixing.training.masking import MaskedSequences, masked_tokens
 from zhixing.training.memory import return_memory
 from zhixing.training.objectives import IGNORED, label_texts
@@ -457,17 +457,7 @@ def _train_network(recipe: Recipe, parts: Parts, run_dir: Path, resume: bool) ->
         bf16=bf16,
         unit="labels" if problem == "multi_label_classification" else "texts",
     )
-    if result.ended == "signal":
-        say(f"go on with:  zhixing train ... --out {run_dir} --resume")
-        raise SystemExit(result.exit_code)
-    if result.best_step >= 0:
-        try:
-            best = load_step(run_dir, result.best_step)
-        except InputError as error:  # damaged since: the run is not lost for that
-            say(f"warning: {error.what} ({error.why or error.where}); the model of the last step is taken instead")
-            result = replace(result, best_step=result.step)
-        else:
-            restore_model(model, best.model)
+    result = take_best(model, result, run_dir)
     if adapter:
         if recipe.task.start:
             write_adapter(run_dir / ADAPTER, model, adapter, recipe.task.start)

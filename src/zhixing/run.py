@@ -43,6 +43,7 @@ from zhixing.files import MANIFEST, atomic_dir, atomic_write, remove_tree, verif
 from zhixing.interchange.classifier_directory import is_classifier
 from zhixing.interchange.import_export import export_model, import_model
 from zhixing.interchange.model_directory import read_model_directory, write_model_directory
+from zhixing.interchange.seq2seq_directory import is_seq2seq
 from zhixing.interchange.word_vector_files import read_word_vectors
 from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.models.lstm import LSTM, LSTMSettings
@@ -67,8 +68,7 @@ from zhixing.tokens.batches import PackedSequences
 from zhixing.tokens.report import render_report, tokenizer_report
 from zhixing.tokens.shards import Shards, open_shards, write_shards
 from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
-from zhixing.training.checkpoint import load_step, restore_model
-from zhixing.training.loop import FitResult, fit
+from zhixing.training.loop import FitResult, fit, take_best
 from zhixing.training.memory import give_back, keep_memory
 from zhixing.training.objectives import next_token
 from zhixing.training.optimizers import make_optimizers
@@ -265,19 +265,7 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
         compiled=compiled,
         bytes_per_token=heldout.n_bytes / heldout.n_targets,
     )
-    if result.ended == "signal":
-        if parallel.main:
-            say(f"go on with:  zhixing train ... --out {run_dir} --resume")
-        raise SystemExit(result.exit_code)
-    if result.best_step >= 0:
-        try:
-            best = load_step(run_dir, result.best_step)
-        except InputError as error:  # damaged since: the run is not lost for that
-            if parallel.main:
-                say(f"warning: {error.what} ({error.why or error.where}); the model of the last step is taken instead")
-            result = replace(result, best_step=result.step)
-        else:
-            restore_model(model, best.model)
+    result = take_best(model, result, run_dir, parallel)
     run = Run(run_dir, model.eval(), tokenizer)
     if parallel.main:
         _finish(
@@ -763,6 +751,11 @@ def load(path: str | Path) -> Run:
     if is_classifier(folder):
         mend = f"zhixing classify {folder} TEXT"
         raise InputError("this run is a classifier, it writes no text", where=str(folder), mend=mend)
+    if is_seq2seq(folder):
+        mend = f"zhixing translate {folder} TEXT, or zhixing summarize"
+        raise InputError(
+            "this run writes a text from another, it does not go on with one", where=str(folder), mend=mend
+        )
     torch.set_num_threads(usable_cores())
     model, tokenizer, _ = read_model_directory(folder)
     return Run(folder, model.eval(), tokenizer)

@@ -1,7 +1,7 @@
 """A text from another, from data to a model that answers: `train_seq2seq`, `load_seq2seq`, `Translator`, `Summarizer`.
 
-A run directory is an ordinary transformers model directory (`AutoModelForSeq2SeqLM` loads it) that also holds how it
-came to be, and the pairs it is measured on:
+A run directory is an ordinary transformers model directory (`AutoModelForSeq2SeqLM` loads it, but for an LSTM's) that
+also holds how it came to be, and the pairs it is measured on:
 
     config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json README.md
     recipe.toml facts.json metrics.jsonl scores.json examples.jsonl report.html MANIFEST.json data/ checkpoints/
@@ -49,11 +49,10 @@ from zhixing.progress import Progress, duration, quantity, say
 from zhixing.recipe import Recipe, parse_recipe
 from zhixing.run import as_begun, peak_memory, precision_line, recipe_hash, threads_of
 from zhixing.tasks.rewriting import OnTooLong, Written, summarize, translate, write_each
-from zhixing.text.pairs import Pairs, PairSettings, read_pairs, split_pairs
+from zhixing.text.pairs import Pairs, PairSettings, read_pairs, repeated_pairs, split_pairs
 from zhixing.tokens.paired import PairedTexts
 from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
-from zhixing.training.checkpoint import load_step, restore_model
-from zhixing.training.loop import FitResult, fit
+from zhixing.training.loop import FitResult, fit, take_best
 from zhixing.training.memory import keep_memory
 from zhixing.training.objectives import target_given_source
 from zhixing.training.optimizers import make_optimizers
@@ -98,7 +97,12 @@ def prepare(recipe: Recipe, run_dir: Path) -> Parts:
     settings, seed = pair_settings(recipe), recipe.train.seed
     pairs = read_pairs(recipe.data.source, settings, quarantine=run_dir / "quarantine.jsonl")
     if recipe.task.test:
-        train, test, how = pairs, read_pairs(recipe.task.test, settings), f"from {recipe.task.test}"
+        train, test = pairs, read_pairs(recipe.task.test, settings)
+        repeats, near = repeated_pairs(train, test)
+        how = (
+            f"{len(test):,} test pairs from {recipe.task.test}; {len(repeats):,} repeat a training text on one side,"
+            f" {len(near):,} nearly"
+        )
     else:
         train, test, report = split_pairs(pairs, recipe.data.heldout_fraction, seed)
         how = report.summary()
@@ -177,17 +181,7 @@ def train_seq2seq(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel
         bf16=bf16,
         unit="written tokens",
     )
-    if result.ended == "signal":
-        say(f"go on with:  zhixing train ... --out {run_dir} --resume")
-        raise SystemExit(result.exit_code)
-    if result.best_step >= 0:
-        try:
-            best = load_step(run_dir, result.best_step)
-        except InputError as error:  # damaged since: the run is not lost for that
-            say(f"warning: {error.what} ({error.why or error.where}); the model of the last step is taken instead")
-            result = replace(result, best_step=result.step)
-        else:
-            restore_model(model, best.model)
+    result = take_best(model, result, run_dir)
     task: Task = "summarization" if recipe.task.kind == "summarization" else "translation"
     d = recipe.data
     stored = StoredSeq2Seq(model.eval(), tokenizer, task, d.source_language, d.target_language)
@@ -301,6 +295,7 @@ def _resolved(recipe: Recipe, batches: int) -> Recipe:
         train=replace(
             t,
             max_steps=steps,
+            warmup_steps=min(t.warmup_steps, steps // 5),  # else a small set would be over before it is warm
             eval_steps=often if t.eval_steps == "auto" else t.eval_steps,
             save_steps=often if t.save_steps == "auto" else t.save_steps,
             bf16=native_bf16() if t.bf16 == "auto" else t.bf16,
@@ -412,7 +407,7 @@ def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
 def scores_text(scores: dict[str, Any]) -> str:
     """The scores and what stands beside them, for a terminal."""
     model = scores["model"]
-    main = [name for name in ("bleu", "chrf", "ter", "rouge1", "rouge2", "rougeL") if model.get(name)]
+    main = [name for name in ("bleu", "chrf", "ter", "rougeL", "rouge1", "rouge2") if model.get(name)]
 
     def shown(value: float | None) -> str:
         return "-" if value is None else f"{value:.3f}"
@@ -430,7 +425,8 @@ def scores_text(scores: dict[str, Any]) -> str:
 def _card(run: Translator | Summarizer, recipe: Recipe, parts: Parts, scores: dict[str, Any]) -> str:
     """The model card: what it is, what it learnt from, how well it does, and what it is not for."""
     verb = run.stored.task
-    front = ["---", "library_name: transformers", f"pipeline_tag: {verb}"]
+    library = "zhixing" if recipe.model.family == "lstm" else "transformers"
+    front = ["---", f"library_name: {library}", f"pipeline_tag: {verb}"]
     if languages := [code for code in (run.stored.source_language, run.stored.target_language) if code]:
         front.append(f"language: {json.dumps(languages)}")
     return "\n".join(
@@ -635,7 +631,7 @@ def _kind(task: Task) -> type[Translator] | type[Summarizer]:
 
 
 def load_seq2seq(path: str | Path) -> Translator | Summarizer:
-    """A trained run, or a Marian folder of transformers with a tokenizer.json."""
+    """A trained run, or a Marian or T5 folder of transformers with a tokenizer that we read."""
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"there is no run {str(path)!r}", mend="give the folder that `zhixing train` printed")

@@ -1,4 +1,4 @@
-"""The folder of a model that reads one text and writes another: transformers' AutoModelForSeq2SeqLM loads it as it is.
+"""The folder of a model that reads one text and writes another; AutoModelForSeq2SeqLM of transformers loads it.
 
     config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json
 

@@ -30,7 +30,7 @@ class Written:
     """What a model wrote for a text. `alternatives`: the n best of a single sentence, best first, with their scores.
 
     score: the mean log-probability of the best one's tokens (sum / length ** length_penalty); of several sentences the
-    mean of theirs; None for a text that is only blank.
+    mean of theirs; None for a text that is only blank, and where nothing was searched (one beam).
     """
 
     source: str
@@ -134,7 +134,7 @@ def translate(
         scores = [completion.score for completion in best if completion.score is not None]
         alternatives: Any = ()
         if len(used) == 1 and settings.n > 1:
-            alternatives = tuple((c.text, c.score if c.score is not None else 0.0) for c in written[used[0]])
+            alternatives = tuple((c.text.strip(), c.score if c.score is not None else 0.0) for c in written[used[0]])
         whole = "\n".join(joint.join(written[number][0].text.strip() for number in line) for line in lines)
         answers.append(Written(text, whole, sum(scores) / len(scores) if scores else None, alternatives))
     return answers, too_long

@@ -395,11 +395,17 @@ def _aligned(first: Path, second: Path) -> Iterator[Item]:
     """Two files, line by line. They must have as many lines."""
     files = []
     for path in (first, second):
-        found, _ = readers.find_files(str(path), DataSettings())
-        if len(found) != 1 or found[0].kind != "text":
-            raise InputError(f"{str(path)!r} is no file of lines", mend="give two text files: source,target")
-        readers.check_readable(found[0])
-        files.append(found[0])
+        if path.is_file() and readers.file_kind(path.name) is None:  # train.en and train.zh end in their language
+            packed = next((end for end in readers.PACKED_ENDINGS if path.name.lower().endswith(end)), "")
+            facts = path.stat()
+            file = SourceFile(path, str(path), "text", packed, facts.st_size, facts.st_mtime_ns)
+        else:
+            found, _ = readers.find_files(str(path), DataSettings())
+            if len(found) != 1 or found[0].kind != "text":
+                raise InputError(f"{str(path)!r} is no file of lines", mend="give two text files: source,target")
+            file = found[0]
+        readers.check_readable(file)
+        files.append(file)
     lengths = [sum(1 for _ in readers.record_lines(file)) for file in files]
     if lengths[0] != lengths[1]:
         raise InputError(
@@ -544,7 +550,7 @@ def split_pairs(pairs: Pairs, heldout_fraction: float, seed: int) -> tuple[Pairs
     out = _draw(units, heldout_fraction, seed, len(pairs))
     train = pairs.pick(i for i in range(len(pairs)) if i not in out)
     held = pairs.pick(sorted(out))
-    repeats, near = _leaks(train, held)
+    repeats, near = repeated_pairs(train, held)
     left = held.pick(i for i in range(len(held)) if i not in repeats and i not in near)
     if not left:
         raise InputError(
@@ -574,7 +580,7 @@ def _draw(units: dict[str, list[int]], fraction: float, seed: int, total: int) -
     return out or set(smallest)  # so few that each group is more than twice the share
 
 
-def _leaks(train: Pairs, held: Pairs) -> tuple[set[int], set[int]]:
+def repeated_pairs(train: Pairs, held: Pairs) -> tuple[set[int], set[int]]:
     """Indices of held-out pairs with a side that a training pair has on that side: word for word, nearly.
 
     A text is compared with the first one only of each MinHash band. Where thousands share a boilerplate some near ones

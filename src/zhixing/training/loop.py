@@ -30,6 +30,7 @@ from zhixing.training.checkpoint import (
     capture_rng,
     checkpoint_path,
     load_newest,
+    load_step,
     optimizer_tensors,
     purge,
     restore_model,
@@ -271,6 +272,27 @@ def fit(
             saved_or_not = "could not be saved, the last good one is kept" if guard.failures else "is saved"
             say(f"stopped at step {state.step}; the checkpoint {saved_or_not}")
     return FitResult(state.step, watch.best_step, watch.best_loss, seconds, state.tokens_seen, ended, signals.exit_code)
+
+
+def take_best(model: nn.Module, result: FitResult, run_dir: Path, parallel: Parallel = SINGLE) -> FitResult:
+    """What stands after `fit`: the model at its best step; SystemExit where the run was told to stop, and has saved.
+
+    A best checkpoint that was damaged since costs no run: the last step's model is taken, and that is said.
+    """
+    if result.ended == "signal":
+        if parallel.main:
+            say(f"go on with:  zhixing train ... --out {run_dir} --resume")
+        raise SystemExit(result.exit_code)
+    if result.best_step < 0:
+        return result
+    try:
+        best = load_step(run_dir, result.best_step)
+    except InputError as error:
+        if parallel.main:
+            say(f"warning: {error.what} ({error.why or error.where}); the model of the last step is taken instead")
+        return replace(result, best_step=result.step)
+    restore_model(model, best.model)
+    return result
 
 
 def heldout_loss(
