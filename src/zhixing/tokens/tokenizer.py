@@ -1,4 +1,4 @@
-"""Text to ids and back: byte-level BPE, characters, words or WordPiece, on the `tokenizers` library.
+"""Text to ids and back: byte-level BPE, characters, words, WordPiece or SentencePiece, on the `tokenizers` library.
 
 Byte-level BPE (Sennrich et al. 2016; on bytes: Radford et al. 2019) starts from the 256 bytes and joins, again and
 again, the pair of neighbours that is most frequent inside words; "words" are what GPT-2's regular expression cuts.
@@ -8,6 +8,9 @@ punctuation mark; both come back exactly as far as they are known, and know one 
 WordPiece (Schuster & Nakajima 2012; Devlin et al. 2019) is for models that read and do not write: blanks are dropped,
 a word is cut greedily into the longest pieces that are known, "unhappy" -> un ##happy, and a text stands between
 [CLS] and [SEP]. `with_ends` puts them there.
+
+SentencePiece's vocabularies (tokens/sentencepiece.py) are read, not learned: those of T5, and those of OPUS-MT with
+their two sides. They write a blank as ▁, put one before a text, and take it away again.
 
 What differs from common practice: text of a special token ("<|endoftext|>") inside a person's text is ordinary
 text, here and, through `split_special_tokens` in tokenizer_config.json, in transformers; control tokens exist as
@@ -25,7 +28,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +38,21 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from zhixing.errors import InputError
 from zhixing.files import atomic_write
 from zhixing.progress import Progress, quantity, say
+from zhixing.tokens.sentencepiece import (
+    BLANK,
+    BYTE_PIECE,
+    CONTROL,
+    MarianPieces,
+    SentencePieceModel,
+    build_tokenizer,
+    check_normalizer,
+    keep_apart,
+    parse_sentencepiece,
+    read_sentencepiece,
+)
 
-Kind = Literal["bpe", "char", "word", "wordpiece"]
+Kind = Literal["bpe", "char", "word", "wordpiece"]  # those that can be learned
+AnyKind = Kind | Literal["unigram", "sentencepiece-bpe"]  # and those that only come from others
 
 EOS, PAD, UNK = "<|endoftext|>", "<|pad|>", "<|unk|>"
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 of a WordPiece vocabulary of ours
@@ -71,7 +87,7 @@ FINGERPRINT_TEXT = (
 class Tokenizer:
     """A trained tokenizer; `train_tokenizer` and `Tokenizer.load` make one.
 
-    kind         "bpe" (byte-level), "char", "word" or "wordpiece"
+    kind         "bpe" (byte-level), "char", "word", "wordpiece", or SentencePiece's "unigram", "sentencepiece-bpe"
     vocab_size   the least number that is above every id
     eos_id       ends a document and begins a text (bos); [SEP] of a WordPiece
     pad_id       fills up what is no text
@@ -81,8 +97,8 @@ class Tokenizer:
 
     def __init__(
         self,
-        inner: tokenizers.Tokenizer,
-        kind: Kind,
+        inner: tokenizers.Tokenizer | MarianPieces,
+        kind: AnyKind,
         eos: str,
         pad: str,
         unk: str | None = None,
@@ -90,12 +106,17 @@ class Tokenizer:
         cls: str | None = None,
         sep: str | None = None,
         mask: str | None = None,
+        files: Mapping[str, bytes] | None = None,
+        languages: tuple[str, str] = ("", ""),
     ) -> None:
-        self._inner = inner
+        self._inner: Any = inner
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True  # text of a special token is text
-        self.kind = kind
+        self.kind: Any = kind  # an AnyKind; a recipe's type names only what can be learned
+        self._files = dict(files or {})  # of a Marian folder: what `save` writes instead of a tokenizer.json
+        self.languages = languages  # which one it reads and which one is written, where its files say so
+        self._blanks = kind in ("unigram", "sentencepiece-bpe")  # pieces write a blank as ▁
         self.eos, self.pad, self.unk = eos, pad, unk
         ids: dict[str, int] = inner.get_vocab(with_added_tokens=True)
         self.eos_id, self.pad_id = ids[eos], ids[pad]
@@ -140,7 +161,9 @@ class Tokenizer:
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
         place = 0
-        for piece in _pieces(_checked(text)):
+        for piece in self._cut(_checked(text)):
+            if self._adds_blank:
+                place = text.index(piece, place)
             encoding = self._inner.encode(piece, add_special_tokens=False)
             ids += encoding.ids
             spans += [(place + start, place + stop) for start, stop in encoding.offsets]
@@ -164,7 +187,7 @@ class Tokenizer:
         lasts: list[bool] = []
         size = 0
         for text in texts:
-            pieces = _pieces(text)
+            pieces = self._cut(text)
             for number, piece in enumerate(pieces, 1):
                 batch.append(piece)
                 lasts.append(number == len(pieces))
@@ -173,6 +196,27 @@ class Tokenizer:
                     yield from zip(self._encode_pieces(batch), lasts, strict=True)
                     batch, lasts, size = [], [], 0
         yield from zip(self._encode_pieces(batch), lasts, strict=True)
+
+    def _cut(self, text: str) -> list[str]:
+        """The pieces that are encoded one by one; what puts a blank before a text does so to each of them."""
+        return _pieces(text, blank_is_added=self._adds_blank, seam=_BLANK_SEAM if self._blanks else _SEAM)
+
+    @functools.cached_property
+    def _adds_blank(self) -> bool:
+        return self._blanks and self.token_bytes(self._inner.encode("a", add_special_tokens=False).ids[0])[:1] == b" "
+
+    @functools.cached_property
+    def drops_blank(self) -> bool:
+        """Whether a blank that `ids` begin with is no part of their text."""
+        if not self._blanks or isinstance(self._inner, MarianPieces):
+            return self._blanks
+        said = json.loads(self._inner.decoder.__getstate__())
+        stages = said.get("decoders", [said])
+        return any(
+            (stage["type"] == "Metaspace" and stage.get("prepend_scheme") != "never")
+            or (stage["type"] == "Strip" and stage.get("content") == " " and stage.get("start", 0) > 0)
+            for stage in stages
+        )
 
     def _encode_pieces(self, pieces: list[str]) -> list[list[int]]:
         try:
@@ -188,7 +232,7 @@ class Tokenizer:
         WordPiece has dropped the blanks, so they are guessed. An id outside 0 .. vocab_size - 1 is an InputError.
         """
         text = b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
-        return text.removeprefix(" ") if self.kind == "wordpiece" else text
+        return text.removeprefix(" ") if self.kind == "wordpiece" or self.drops_blank else text
 
     def token_bytes(self, id: int) -> bytes:  # noqa: A002
         """The UTF-8 bytes that a token stands for; may end in the midst of a character. Special tokens: none."""
@@ -204,36 +248,56 @@ class Tokenizer:
     def save(self, folder: Path | str, model_max_length: int = 1 << 30) -> None:
         """Write tokenizer.json and tokenizer_config.json, from which transformers' AutoTokenizer gives the same ids.
 
-        `model_max_length` is the model's context in tokens.
+        `model_max_length` is the model's context in tokens. Of a Marian vocabulary its own files are written.
         """
         named = {"unk_token": self.unk, "cls_token": self.cls, "sep_token": self.sep, "mask_token": self.mask}
+        ends = {"bos_token": self.eos, "eos_token": self.eos}
+        if self._blanks or self.kind == "wordpiece":
+            ends = {"eos_token": self.eos} if self._blanks else {}
+        marian = {
+            "source_lang": self.languages[0] or None,
+            "target_lang": self.languages[1] or None,
+            "separate_vocabs": "target_vocab.json" in self._files,
+        }
         config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **({} if self.kind == "wordpiece" else {"bos_token": self.eos, "eos_token": self.eos}),
+            "tokenizer_class": "MarianTokenizer" if self._files else "PreTrainedTokenizerFast",
+            **(marian if self._files else {}),
+            **ends,
             "pad_token": self.pad,
             **{name: token for name, token in named.items() if token is not None},
             "model_max_length": model_max_length,
             "clean_up_tokenization_spaces": False,
             "split_special_tokens": True,
         }
-        atomic_write(Path(folder) / "tokenizer.json", self._inner.to_str(pretty=True))
+        for name, data in self._files.items():
+            atomic_write(Path(folder) / name, data)
+        if not self._files:
+            atomic_write(Path(folder) / "tokenizer.json", self._inner.to_str(pretty=True))
         atomic_write(Path(folder) / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))
 
     @staticmethod
     def load(path: Path | str) -> Tokenizer:
         """Read a run folder, or a tokenizer.json and the settings beside it: our own, or of others.
 
-        Of others: byte-level BPE, as GPT-2, Qwen and Llama 3 have, and WordPiece, as BERT and DistilBERT have. What is
-        missing, broken or of another kind is an InputError.
+        Of others: byte-level BPE, as GPT-2, Qwen and Llama 3 have, WordPiece, as BERT and DistilBERT have, and
+        SentencePiece: a tokenizer.json, T5's spiece.model, or the side of a Marian folder that is read (`load_target`
+        gives the other). What is missing, broken or of another kind is an InputError.
         """
         path = Path(path)
+        if (sides := _marian_sides(path)) is not None:
+            return sides[0]
         file = path / "tokenizer.json" if path.is_dir() else path
+        if path.is_dir() and not file.is_file() and (path / "spiece.model").is_file():
+            file = path / "spiece.model"
+        if file.suffix in (".model", ".spm") and file.is_file():
+            return _from_sentencepiece(file)
         if not file.is_file():
             raise InputError("there is no tokenizer", where=str(file), mend="give a run folder or a tokenizer.json")
         try:
             text = file.read_bytes().decode("utf-8-sig")
             settings = json.loads(text)
             kind, names = _kind(settings), _names(settings)
+            check_normalizer(settings.get("normalizer"))
             inner = tokenizers.Tokenizer.from_str(text)
         except InputError as error:
             raise InputError(error.what, where=str(file), why=error.why, mend=error.mend) from None
@@ -250,7 +314,10 @@ class Tokenizer:
                 where=str(file),
                 mend='put a tokenizer_config.json with "eos_token" beside it',
             )
-        pad = next((name for name in (special.get("pad_token"), PAD) if name in names), None) or eos
+        pads = (special.get("pad_token"), PAD, *(["<pad>"] if kind not in ("bpe", "char", "word") else []))
+        pad = next((name for name in pads if name in names), None) or eos
+        if kind in ("unigram", "sentencepiece-bpe"):
+            return _with_blanks(inner, kind, settings, eos, pad, file)
         return Tokenizer(inner, kind, eos, pad, UNK if UNK in names and kind != "bpe" else None)
 
     def fingerprint(self) -> str:
@@ -261,7 +328,7 @@ class Tokenizer:
     def _fingerprint(self) -> str:
         vocab = sorted(self._inner.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
         facts: list[Any] = [self.kind, self.eos_id, self.pad_id, self.encode(FINGERPRINT_TEXT), vocab]
-        if self.kind == "wordpiece":
+        if self._blanks or self.kind == "wordpiece":
             facts += [self.with_ends([]), self.mask_id]
         return hashlib.sha256(json.dumps(facts, ensure_ascii=True).encode()).hexdigest()
 
@@ -276,6 +343,9 @@ class Tokenizer:
                 found[i] = REPLACEMENT.encode()
             elif i in added:
                 found[i] = b"" if added[i].special else token.encode()
+            elif self._blanks:
+                byte = BYTE_PIECE.fullmatch(token)
+                found[i] = bytes([int(byte[1], 16)]) if byte else token.replace(BLANK, " ").encode()
             elif self.kind == "bpe" and all(character in table for character in token):
                 found[i] = bytes(table[character] for character in token)
             elif self.kind == "wordpiece":
@@ -291,21 +361,26 @@ class TextStream:
     The pieces that `push` and `finish` gave, joined, are `decode` of all ids.
 
     A Chinese character may be three tokens of one byte each: push gives "", "", "知". Bytes that can no longer
-    become a character give U+FFFD.
+    become a character give U+FFFD. SentencePiece's first blank is left out.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at_start = tokenizer.drops_blank
 
     def push(self, id: int) -> str:  # noqa: A002
         """Take the next id; the text that is certain by now and was not given yet, maybe none."""
-        return self._decoder.decode(self._tokenizer.token_bytes(id))
+        text = self._decoder.decode(self._tokenizer.token_bytes(id))
+        if self._at_start and text:
+            text, self._at_start = text.removeprefix(" "), False
+        return text
 
     def finish(self) -> str:
         """No id follows: a character that was begun and not ended is U+FFFD. The stream is then as new."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
+        self._at_start = self._tokenizer.drops_blank
         return rest
 
 
@@ -333,6 +408,9 @@ def train_tokenizer(documents: Iterable[str], kind: Kind, vocab_size: int, *, lo
     }.get(kind, (4, "3 special tokens and 1 piece make 4"))
     if vocab_size < least:
         raise InputError(f"a vocabulary of {vocab_size} is too small", why=why, mend=f"take at least {least}")
+    if kind not in ("bpe", "char", "word", "wordpiece"):
+        why = "vocabularies of SentencePiece are read from a checkpoint's files"
+        raise InputError(f"a {kind} vocabulary cannot be learned", why=why, mend="take the kind bpe")
     if lowercase and kind != "wordpiece":
         raise InputError(f"a {kind} vocabulary does not lowercase", mend="take the kind wordpiece")
     documents = map(_checked, documents)
@@ -517,20 +595,24 @@ def _cut_runs(text: str) -> list[str]:
 _SEAM = re.compile(r"(?<=\S)(?= )|(?<=\S\n)(?=\w)|(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
 
 
-def _pieces(text: str) -> list[str]:
+_BLANK_SEAM = re.compile(r"(?<=\S)(?= )")  # SentencePiece's
+
+
+def _pieces(text: str, *, blank_is_added: bool = False, seam: re.Pattern[str] = _SEAM) -> list[str]:
     """Cut a long text into pieces of about MAX_PIECE characters whose ids, joined, are the ids of the whole.
 
-    A text without any seam for that long is cut all the same, so that memory is bounded.
+    A text without any seam for that long is cut all the same, so that memory is bounded. Where a blank is added to each
+    piece, the one at a seam is left out for it.
     """
     if len(text) <= MAX_PIECE:
         return [text]
     pieces = []
     start = 0
     while len(text) - start > MAX_PIECE:
-        seam = _SEAM.search(text, start + MAX_PIECE // 2, start + MAX_PIECE)
-        stop = seam.start() if seam else start + MAX_PIECE
+        found = seam.search(text, start + MAX_PIECE // 2, start + MAX_PIECE)
+        stop = found.start() if found else start + MAX_PIECE
         pieces.append(text[start:stop])
-        start = stop
+        start = stop + 1 if found and blank_is_added else stop
     return [*pieces, text[start:]]
 
 
@@ -554,7 +636,7 @@ def _no_text() -> InputError:
     return InputError("there is no text to learn a vocabulary from", mend="name a file or folder that holds some")
 
 
-def _kind(settings: dict[str, Any]) -> Kind:
+def _kind(settings: dict[str, Any]) -> AnyKind:
     """Which kind a tokenizer.json is of."""
     model, decoder = settings["model"], settings.get("decoder") or {}
     stages = [stage.get("type") for stage in decoder.get("decoders", [decoder])]
@@ -566,11 +648,161 @@ def _kind(settings: dict[str, Any]) -> Kind:
         return "char"
     if model["type"] == "WordLevel" and stages == ["Fuse"]:
         return "word"
+    if model["type"] in ("Unigram", "BPE") and _writes_blanks(decoder):
+        return "unigram" if model["type"] == "Unigram" else "sentencepiece-bpe"
     raise InputError(
         "the tokenizer is of a kind that is not supported",
         why=f"it is a {model['type']} with the decoder {' + '.join(map(str, stages))}",
-        mend="take one that is a byte-level BPE, as GPT-2, Qwen and Llama 3 have, or a WordPiece, as BERT has",
+        mend="take one that is a byte-level BPE, as GPT-2, Qwen and Llama 3 have, a WordPiece, as BERT has, or of "
+        "SentencePiece, as T5 has",
     )
+
+
+def _writes_blanks(decoder: dict[str, Any]) -> bool:
+    """Whether a decoder makes blanks of ▁ and otherwise does what `token_bytes` does."""
+    stages = decoder.get("decoders", [decoder])
+    blanks = False
+    for stage in stages:
+        if stage.get("type") == "Metaspace" and stage.get("replacement") == BLANK:
+            blanks = True
+        elif stage.get("type") == "Replace" and stage.get("content") == " ":
+            blanks = blanks or stage.get("pattern") == {"String": BLANK}
+        elif stage.get("type") not in ("ByteFallback", "Fuse", "Strip", "WhitespaceSplit"):
+            return False
+    return blanks
+
+
+def _with_blanks(
+    inner: tokenizers.Tokenizer, kind: AnyKind, settings: dict[str, Any], eos: str, pad: str, file: Path
+) -> Tokenizer:
+    """A SentencePiece tokenizer that a tokenizer.json holds."""
+    model = settings["model"]
+    if kind == "unigram":
+        unk = None if model.get("unk_id") is None else str(model["vocab"][model["unk_id"]][0])
+        pieces = {piece for piece, _ in model["vocab"]}
+        special = {token["content"] for token in settings.get("added_tokens", ()) if token.get("special")}
+        byte_pieces = filter(BYTE_PIECE.fullmatch, pieces) if model.get("byte_fallback") else ()
+        keep_apart(inner, {*(pieces & special), *([unk] if unk else []), *byte_pieces})
+    else:
+        unk = model.get("unk_token")
+    tokenizer = Tokenizer(inner, kind, eos, pad, unk)
+    if tokenizer._ends[0]:
+        raise InputError(
+            "the tokenizer puts a token before a text, which is not supported for SentencePiece",
+            where=str(file),
+            mend="take one as T5 has",
+        )
+    return tokenizer
+
+
+def _from_sentencepiece(file: Path) -> Tokenizer:
+    """A tokenizer of a SentencePiece file and the tokenizer_config.json beside it, as T5 has them.
+
+    Behind the pieces come <extra_id_99> to <extra_id_0>, as many as "extra_ids" says: T5 learned to fill gaps by them.
+    """
+    model = read_sentencepiece(file)
+    inner = build_tokenizer(model)
+    settings = _settings(file.parent / "tokenizer_config.json")
+    special = _special_names(file.parent)
+    eos = special.get("eos_token", model.pieces[model.eos_id] if model.eos_id >= 0 else "</s>")
+    pad = special.get("pad_token", model.pieces[model.pad_id] if model.pad_id >= 0 else "<pad>")
+    control = {piece for piece, kind in zip(model.pieces, model.types, strict=True) if kind == CONTROL}
+    if eos not in control:
+        raise InputError(
+            f"the vocabulary has no token {eos!r} that ends a text",
+            where=str(file),
+            mend='put a tokenizer_config.json with the right "eos_token" beside it',
+        )
+    if file.name == "spiece.model":
+        extra = settings.get("extra_ids", 100)
+        if type(extra) is not int or not 0 <= extra <= 10_000:
+            where = str(file.parent / "tokenizer_config.json")
+            raise InputError(f"extra_ids = {str(extra)[:40]!r} cannot be used", where=where, mend="T5 has 100")
+        inner.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(extra))])
+        inner.post_processor = processors.TemplateProcessing(
+            single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, model.pieces.index(eos))]
+        )
+    unk = model.pieces[model.unk_id]
+    return Tokenizer(inner, _blank_kind(model), eos, pad if pad in control else eos, unk)
+
+
+def _blank_kind(model: SentencePieceModel) -> AnyKind:
+    return "unigram" if model.model_type == "unigram" else "sentencepiece-bpe"
+
+
+def load_target(folder: Path | str) -> Tokenizer | None:
+    """The tokenizer of what a Marian folder's model writes; None where it is the one of what is read."""
+    sides = _marian_sides(Path(folder))
+    return None if sides is None else sides[1]
+
+
+MARIAN_FILES = ("source.spm", "target.spm", "vocab.json", "target_vocab.json")
+
+
+def _marian_sides(folder: Path) -> tuple[Tokenizer, Tokenizer | None] | None:
+    """Both tokenizers of a Marian folder; None if it is none, or has a tokenizer.json that transformers would take."""
+    if not (folder / "source.spm").is_file():
+        return None
+    config = _settings(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").is_file() and config.get("tokenizer_class") not in ("MarianTokenizer", None):
+        return None
+    names = MARIAN_FILES if config.get("separate_vocabs") is True else MARIAN_FILES[:3]
+    files = {}
+    for name in names:
+        try:
+            with (folder / name).open("rb") as stream:
+                files[name] = stream.read(MOST_VOCABULARY + 1)
+        except OSError as error:
+            raise InputError(
+                f"the vocabulary has no {name} that can be read", where=str(folder), why=str(error.strerror)
+            ) from None
+    special = _special_names(folder)
+    eos, pad, unk = (special.get(f"{n}_token", d) for n, d in (("eos", "</s>"), ("pad", "<pad>"), ("unk", "<unk>")))
+    languages = tuple(str(config.get(key) or "")[:40] for key in ("source_lang", "target_lang"))
+    sides = []
+    for spm, table in zip(names[:2], (names[2], names[-1]), strict=True):
+        model = parse_sentencepiece(files[spm], str(folder / spm))
+        pieces = MarianPieces(
+            model, _piece_ids(files[table], folder / table, (eos, pad, unk)), eos=eos, unk=unk, pad=pad
+        )
+        sides.append(
+            Tokenizer(pieces, _blank_kind(model), eos, pad, unk, files=files, languages=(languages[0], languages[1]))
+        )
+    same = files["source.spm"] == files["target.spm"] and len(files) == 3
+    return sides[0], None if same else sides[1]
+
+
+MOST_VOCABULARY = 64 << 20  # bytes of a Marian file
+
+
+def _piece_ids(data: bytes, file: Path, needed: tuple[str, ...]) -> dict[str, int]:
+    """A vocab.json. InputError: not of ids, without a token that is needed, or with vast gaps."""
+    try:
+        if len(data) > MOST_VOCABULARY:
+            raise ValueError(f"it is larger than {MOST_VOCABULARY:,} bytes")
+        ids = json.loads(data.decode("utf-8-sig"))
+        if not isinstance(ids, dict) or not all(type(i) is int and i >= 0 for i in ids.values()):
+            raise ValueError("it must give each piece an id")
+        if len(set(ids.values())) < len(ids):
+            raise ValueError("two pieces have the same id")
+        if missing := [token for token in needed if token not in ids]:
+            raise ValueError(f"it has no {missing[0]}")
+        if max(ids.values()) > 2 * len(ids) + 65536:
+            raise ValueError(f"{len(ids)} tokens have ids up to {max(ids.values())}")
+    except (ValueError, RecursionError) as error:
+        raise InputError("the vocabulary cannot be read", where=str(file), why=str(error)[:200]) from None
+    return ids
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """A file of settings beside a tokenizer, empty if there is none."""
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError("the tokenizer's settings cannot be read", where=str(file), why=str(error)) from None
+    return found if isinstance(found, dict) else {}
 
 
 def _wordpiece(inner: tokenizers.Tokenizer, special: dict[str, str], names: set[str], file: Path) -> Tokenizer:
@@ -618,8 +850,9 @@ _NO_SPACES = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\
 
 def _names(settings: dict[str, Any]) -> set[str]:
     """All tokens of a tokenizer.json. Ids with vast gaps are refused: the library takes memory up to the highest."""
+    vocab = settings["model"]["vocab"]
     ids = {
-        **settings["model"]["vocab"],
+        **({piece: i for i, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else vocab),
         **{token["content"]: token["id"] for token in settings.get("added_tokens", ())},
     }
     highest = max(ids.values(), default=-1)
