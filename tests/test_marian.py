@@ -14,6 +14,7 @@ from zhixing.decoding.generate import generate_ids
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 from zhixing.interchange.marian_layout import marian_config, marian_from_layout, marian_settings, marian_to_layout
+from zhixing.models.encoder_decoder_state import SPARE
 from zhixing.models.marian import Marian, MarianSettings, sinusoids
 
 EOS, PAD = 1, 0
@@ -174,6 +175,24 @@ def test_a_memory_is_shared_by_the_hypotheses_of_a_text() -> None:
     keys, _, _, width = state.select(torch.tensor([0, 0, 1, 1, 2, 2])).memory()
     assert width == 2 and keys.data_ptr() == state.keys.data_ptr()
     assert state.select(torch.tensor([2, 2])).keys.shape[1] == 1, "texts that nobody reads any more are forgotten"
+
+
+def test_a_copy_of_the_caches_has_little_room_and_grows() -> None:
+    """Rows are copied at every step of 40, as beams are; what they hold is what rows hold that stay in place."""
+    model = make()
+    sources = texts(2)
+    with torch.no_grad():
+        stays, _ = model.read_sources(sources, 47)
+        moves, _ = model.read_sources(sources, 47)
+        for step in range(40):
+            ids, one = torch.tensor([[2 + step % 30], [3 + step % 31]]), torch.ones(2, dtype=torch.int64)
+            moves = moves.select(torch.tensor([1, 0])).select(torch.tensor([1, 0]))
+            assert moves.written.capacity <= step + 1 + SPARE and moves.capacity == 47
+            torch.testing.assert_close(model.step(ids, one, moves), model.step(ids, one, stays), rtol=1e-5, atol=1e-5)
+        joined = moves.append(stays)
+        assert joined.written.capacity == 47
+        both = model.step(torch.tensor([[5]] * 4), torch.ones(4, dtype=torch.int64), joined)[:, 0]
+        torch.testing.assert_close(both[:2], both[2:], rtol=1e-5, atol=1e-5)
 
 
 def test_a_beam_of_one_is_greedy_and_n_best_are_the_model_s_own() -> None:

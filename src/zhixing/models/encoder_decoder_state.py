@@ -14,18 +14,29 @@ from torch import Tensor
 
 from zhixing.models.layers import DecodingState
 
+SPARE = 16  # tokens: the room behind what is written that a copy of the caches gets
+
 
 class EncoderDecoderState:
     """What is written so far, and the memory of the texts that are read.
 
-    keys and values (L, G, H, S, K), lengths of the texts (G,), and `owners` (B,): the text of each row.
+    keys and values (L, G, H, S, K), lengths of the texts (G,), and `owners` (B,): the text of each row. `capacity` is
+    how many tokens a row may come to hold; a beam search copies the caches at every step, so they are no longer than
+    what is written needs, and grow by `hold`.
     """
 
     def __init__(
-        self, written: DecodingState, keys: Tensor, values: Tensor, source_lengths: Tensor, owners: Tensor
+        self,
+        written: DecodingState,
+        keys: Tensor,
+        values: Tensor,
+        source_lengths: Tensor,
+        owners: Tensor,
+        capacity: int | None = None,
     ) -> None:
         self.written, self.keys, self.values = written, keys, values
         self.source_lengths, self.owners = source_lengths, owners
+        self.capacity = written.capacity if capacity is None else capacity
         self._shared: tuple[Tensor, Tensor, Tensor | None, int] | None = None
 
     @property
@@ -35,12 +46,16 @@ class EncoderDecoderState:
     def select(self, rows: Tensor) -> EncoderDecoderState:
         """The given rows in that order; a text that no row reads any more is forgotten."""
         texts, owners = torch.unique(self.owners[rows], return_inverse=True)
-        written = self.written.select(rows)
-        if len(texts) == len(self.source_lengths):
-            return EncoderDecoderState(written, self.keys, self.values, self.source_lengths, owners)
-        return EncoderDecoderState(
-            written, self.keys[:, texts], self.values[:, texts], self.source_lengths[texts], owners
-        )
+        longest = int(self.lengths.max()) if len(self.lengths) else 0
+        written = self.written.select(rows, min(self.written.capacity, longest + SPARE))
+        keys, values, lengths = self.keys, self.values, self.source_lengths
+        if len(texts) < len(lengths):
+            keys, values, lengths = keys[:, texts], values[:, texts], lengths[texts]
+        return EncoderDecoderState(written, keys, values, lengths, owners, self.capacity)
+
+    def hold(self, count: int) -> None:
+        """Make room for `count` more tokens a row, as far as `capacity` goes."""
+        self.written.hold(min(self.capacity, int(self.lengths.max()) + count))
 
     def append(self, other: EncoderDecoderState) -> EncoderDecoderState:
         """The rows of both, this one's first."""
@@ -51,7 +66,8 @@ class EncoderDecoderState:
         )
         lengths = torch.cat([self.source_lengths, other.source_lengths])
         owners = torch.cat([self.owners, other.owners + len(self.source_lengths)])
-        return EncoderDecoderState(self.written.append(other.written), keys, values, lengths, owners)
+        capacity = max(self.capacity, other.capacity)
+        return EncoderDecoderState(self.written.append(other.written), keys, values, lengths, owners, capacity)
 
     def memory(self) -> tuple[Tensor, Tensor, Tensor | None, int]:
         """Keys and values, (L, G, H, S, K), their mask (G, 1, 1, S) or None, and the rows W that share each.

@@ -127,9 +127,19 @@ class DecodingState:
         """One layer's keys and values, as views."""
         return KeyValueCache(self.keys[layer], self.values[layer])
 
-    def select(self, rows: Tensor) -> DecodingState:
-        """The given rows, in that order; rows (R,) int64 may repeat (beams, samples) or leave out (finished)."""
-        return DecodingState(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
+    def select(self, rows: Tensor, capacity: int | None = None) -> DecodingState:
+        """The given rows, in that order; rows (R,) int64 may repeat (beams, samples) or leave out (finished).
+
+        With a smaller `capacity` less is copied; it must hold what is written.
+        """
+        slots = slice(None if capacity is None else capacity + 1)
+        keys, values = self.keys[:, :, :, slots], self.values[:, :, :, slots]
+        return DecodingState(keys[:, rows], values[:, rows], self.lengths[rows])
+
+    def hold(self, capacity: int) -> None:
+        """Make room for at least so many tokens a row."""
+        if capacity > self.capacity:
+            self.keys, self.values = _widen(self.keys, capacity), _widen(self.values, capacity)
 
     def append(self, other: DecodingState) -> DecodingState:
         """The rows of both, this one's first; the longer capacity of the two."""

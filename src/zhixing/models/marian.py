@@ -236,6 +236,7 @@ class Marian(nn.Module):
 
     def step(self, ids: Tensor, n_new: Tensor, state: EncoderDecoderState) -> Tensor:
         """Feed T more tokens a row: ids (B, T) right-padded, row b has n_new[b] real ones. -> hidden (B, T, D)."""
+        state.hold(ids.shape[1])
         slots, places = state.written.positions(ids.shape[1])
         y = self._input(self.embedding, ids, self.positions[places.clamp(max=self.settings.max_len - 1)])
         keys, values, mask, width = state.memory()

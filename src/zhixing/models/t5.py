@@ -307,6 +307,7 @@ class T5(nn.Module):
 
     def step(self, ids: Tensor, n_new: Tensor, state: EncoderDecoderState) -> Tensor:
         """Feed T more tokens a row: ids (B, T) right-padded, row b has n_new[b] real ones. -> hidden (B, T, D)."""
+        state.hold(ids.shape[1])
         slots, places = state.written.positions(ids.shape[1])
         most = state.written.capacity + 1
         seen = slots + ids.shape[1] if isinstance(slots, int) else min(int(slots.max()) + 1, most)
