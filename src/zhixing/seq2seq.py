@@ -414,7 +414,8 @@ def scores_text(scores: dict[str, Any]) -> str:
 
     lines = [f"{'':<20}" + "".join(f"{name:>10}" for name in main)]
     for label, row in {"this model": model, **scores["baselines"]}.items():
-        lines.append(f"{label:<20}" + "".join(f"{shown(row[name]['value']):>10}" for name in main))
+        values = [(row.get(name) or {"value": None})["value"] for name in main]
+        lines.append(f"{label:<20}" + "".join(f"{shown(value):>10}" for value in values))
     interval = model[main[0]]
     low, high = shown(interval["low"]), shown(interval["high"])
     lines.append(f"{model['n']:,} pairs; {main[0]} with 95 % within {low} to {high}")
@@ -586,14 +587,19 @@ class Translator(_Writer):
         sources, references = [p.source for p in pairs], [p.target for p in pairs]
         language = self.stored.target_language or "en"
 
-        def measured(texts: Sequence[str]) -> dict[str, Any]:
-            return score_translations(texts, references, language=language, sources=sources, seed=seed).to_dict()
+        def measured(texts: Sequence[str], *, with_ter: bool = False) -> dict[str, Any]:
+            return score_translations(
+                texts, references, language=language, sources=sources, with_ter=with_ter, seed=seed
+            ).to_dict()
 
         baselines = {"copy": measured(copy(sources))}
         if train is not None:
             memory = TranslationMemory([p.source for p in train], [p.target for p in train])
             baselines["translation memory"] = measured(memory.answer(sources))
-        return {"model": measured(outputs), "baselines": baselines}
+        return {
+            "model": measured(outputs, with_ter=True),
+            "baselines": baselines,
+        }  # TER takes a tenth of a second a text
 
 
 class Summarizer(_Writer):
