@@ -2,6 +2,8 @@
 
     config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json
 
+T5 may have spiece.model instead of the tokenizer.json, and OPUS-MT has source.spm, target.spm and vocab.json.
+
 What it is for (translation or summarization, from which language to which) stands in config.json under `zhixing`; other
 tools pass over it. Written and read with the care of model_directory.py.
 """
@@ -53,22 +55,27 @@ from zhixing.interchange.t5_layout import t5_config, t5_from_layout, t5_settings
 from zhixing.models.lstm_translator import LSTMTranslator
 from zhixing.models.marian import Marian
 from zhixing.models.t5 import T5
-from zhixing.tokens.tokenizer import Tokenizer
+from zhixing.tokens.tokenizer import MARIAN_FILES, Tokenizer, load_target
 
 Seq2Seq = Marian | T5 | LSTMTranslator
 Task = Literal["translation", "summarization"]
 TASKS: tuple[Task, ...] = ("translation", "summarization")
+NEVER = -1e4  # a logit that no probability is left of; finite, so that training goes on from it, and fits in fp16
 
 
 @dataclass(frozen=True)
 class StoredSeq2Seq:
-    """What a folder holds; languages are codes such as en and zh, or empty."""
+    """What a folder holds; languages are codes such as en and zh, or empty.
+
+    target_tokenizer: of what is written, where it is cut otherwise than what is read; None: as `tokenizer` does.
+    """
 
     model: Seq2Seq
     tokenizer: Tokenizer
     task: Task = "translation"
     source_language: str = ""
     target_language: str = ""
+    target_tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,9 @@ def write_seq2seq(folder: Path, stored: StoredSeq2Seq, *, num_beams: int = 4, le
 def read_seq2seq(folder: Path) -> StoredSeq2Seq:
     """The model of a folder, fp32 and in eval mode, and its tokenizer. InputError: something is missing or damaged."""
     config = read_config(folder)
+    generation = read_json(folder / GENERATION_CONFIG) if (folder / GENERATION_CONFIG).is_file() else {}
+    if generation.get("decoder_start_token_id") is not None:  # transformers 5 writes it there only, and takes it there
+        config["decoder_start_token_id"] = generation["decoder_start_token_id"]
     layout = LAYOUTS.get(str(config.get("model_type")))
     if layout is None:
         raise InputError(
@@ -151,21 +161,22 @@ def read_seq2seq(folder: Path) -> StoredSeq2Seq:
         if found.get(name) != shape:
             what = "is missing" if name not in found else f"has the shape {list(found[name])}"
             raise InputError(f"{name} {what}", where=str(folder), why=f"{CONFIG} makes it {list(shape)}")
-    check_files(folder, [*(folder / name for name in JSON_FILES), *places])
-    tokenizer = Tokenizer.load(folder)
+    check_files(folder, [*(folder / name for name in (*JSON_FILES, "spiece.model", *MARIAN_FILES)), *places])
+    tokenizer, target = Tokenizer.load(folder), load_target(folder)
     check_fingerprint(config, tokenizer, folder)
-    if tokenizer.vocab_size > min(
-        settings.vocab_size, getattr(settings, "source_vocab_size", 0) or settings.vocab_size
-    ):
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {settings.vocab_size}", where=str(folder)
-        )
+    read_size = getattr(settings, "source_vocab_size", 0) or settings.vocab_size
+    for side, size in ((tokenizer, read_size), (target or tokenizer, settings.vocab_size)):
+        if side.vocab_size > size:
+            raise InputError(f"the tokenizer has {side.vocab_size} tokens, the model {size}", where=str(folder))
     tensors: dict[str, Tensor] = {}
     for file in places:
         tensors |= {name: tensor.float() for name, tensor in read_tensors(file).items()}
     with torch.device("meta"), NothingDrawn():
         model = layout.model(settings)
-    model.load_state_dict(layout.from_layout(tensors, settings), assign=True)
+    state = layout.from_layout(tensors, settings)
+    for i in banned_ids({**config, **generation}, settings.vocab_size) if "logits_bias" in state else ():
+        state["logits_bias"][i] = NEVER
+    model.load_state_dict(state, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     if isinstance(model, Marian):
@@ -173,5 +184,16 @@ def read_seq2seq(folder: Path) -> StoredSeq2Seq:
     said = config.get("zhixing")
     said = said if isinstance(said, dict) else {}
     task: Task = said["task"] if said.get("task") in TASKS else "translation"
-    languages = [str(said.get(key, ""))[:40] for key in ("source_language", "target_language")]
-    return StoredSeq2Seq(model.eval(), tokenizer, task, *languages)
+    source, written = (
+        str(said.get(key, other))[:40]
+        for key, other in zip(("source_language", "target_language"), tokenizer.languages, strict=True)
+    )
+    return StoredSeq2Seq(model.eval(), tokenizer, task, source, written, target)
+
+
+def banned_ids(generation: Mapping[str, Any], vocab_size: int) -> list[int]:
+    """Ids that are never written, by `bad_words_ids`: OPUS-MT has its pad there, whose logit is 0 and not learnt."""
+    given = generation.get("bad_words_ids")
+    rows = given if isinstance(given, list) else []
+    alone = [row[0] for row in rows if isinstance(row, list) and len(row) == 1]
+    return [i for i in alone if type(i) is int and 0 <= i < vocab_size]
