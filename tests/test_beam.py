@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -93,6 +94,111 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_of_everything(family: str, le
                 expected = everything(model, prompt, settings)[:6]
                 assert [h.ids for h in found] == [ids for _, ids in expected]
                 assert [h.score for h in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
+
+
+def repeats(ids: list[int], size: int) -> bool:
+    """Does a run of `size` tokens stand in ids twice?"""
+    grams = [tuple(ids[at : at + size]) for at in range(len(ids) - size + 1)]
+    return len(set(grams)) < len(grams)
+
+
+@pytest.mark.parametrize("family", ["gpt", "lstm"])
+def test_a_wide_beam_finds_the_best_of_everything_that_may_be_written(family: str) -> None:
+    """No n-gram twice, the prompt's among them; or a beginning that is given."""
+    model, prompts = make(family, 5), [[1, 2], [4]]
+    free = DecodingSettings(max_new_tokens=3, num_beams=64, n=6, length_penalty=0.7, eos_ids=(0,))
+    for size, begun in ((1, ()), (2, ()), (0, (3,)), (0, (2, 2)), (2, (3, 4))):
+        settings = dataclasses.replace(free, no_repeat_ngram_size=size, prefix_ids=begun)
+        for prompt, found in zip(prompts, beam_search(model, prompts, settings, batch_size=512), strict=True):
+            expected = [
+                (score, ids) for score, ids in everything(model, prompt, free)
+                if tuple(ids[: len(begun)]) == begun and not (size and repeats(prompt + ids, size))
+            ][:6]  # fmt: skip
+            assert [h.ids for h in found] == [ids for _, ids in expected]
+            assert [h.score for h in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
+
+
+def in_groups(model: GPT | LSTM, prompt: list[int], settings: DecodingSettings) -> list[dict[tuple[int, ...], float]]:
+    """Diverse beams in the plainest way: whole sequences, and lists of all candidates. Of each group its results."""
+    ends, size = settings.eos_ids or (), settings.num_beams // settings.num_beam_groups
+    live: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(settings.num_beam_groups)]
+    results: list[dict[tuple[int, ...], float]] = [{} for _ in live]
+    for length in range(1, settings.max_new_tokens + 1):
+        chosen: Counter[int] = Counter()
+        for group, hypotheses in enumerate(live):
+            candidates = []
+            for total, ids in hypotheses:
+                with torch.no_grad():
+                    line = model.logits(model(torch.tensor([prompt + ids])))[0, -1].log_softmax(-1).tolist()
+                for token, logprob in enumerate(line):
+                    ranking = total + logprob - settings.diversity_penalty * chosen[token]
+                    candidates.append((ranking, total + logprob, [*ids, token]))
+            candidates.sort(key=lambda candidate: -candidate[0])
+            going: list[tuple[float, list[int]]] = []
+            rank = 0
+            for _, total, ids in candidates:
+                if ids[-1] in ends or length == settings.max_new_tokens:
+                    name = tuple(ids[:-1] if ids[-1] in ends else ids)
+                    if rank < size:
+                        if any(name in of_earlier for of_earlier in results[:group]):
+                            continue
+                        results[group][name] = max(results[group].get(name, -1e9), total / length)
+                        chosen.update(set(ids[-1:]) - set(ends))
+                elif len(going) < size:
+                    going.append((total, ids))
+                rank += 1
+            live[group] = going
+            chosen.update(ids[-1] for _, ids in going)
+    return results
+
+
+@pytest.mark.parametrize(("beams", "groups", "penalty"), [(4, 2, 0.7), (6, 3, 1.5), (3, 3, 0.2)])
+def test_diverse_beams_are_those_of_a_plain_search(
+    model: GPT | LSTM, prompts: list[list[int]], beams: int, groups: int, penalty: float
+) -> None:
+    settings = DecodingSettings(
+        max_new_tokens=6, num_beams=beams, n=beams, num_beam_groups=groups, diversity_penalty=penalty, eos_ids=(3, 6, 12)
+    )  # fmt: skip
+    size = beams // groups
+    for prompt, found in zip(prompts, exhaustive(model, prompts, settings), strict=True):
+        expected: dict[tuple[int, ...], float] = {}
+        for results in in_groups(model, prompt, settings):
+            expected |= dict(sorted(results.items(), key=lambda pair: -pair[1])[:size])
+        assert len(expected) == beams
+        assert [tuple(h.ids) for h in found] == sorted(expected, key=lambda ids: -expected[ids])
+        assert [h.score for h in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-5)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_diverse_beams_alone_and_in_company(model: GPT | LSTM, prompts: list[list[int]], early_stopping: bool) -> None:
+    settings = dataclasses.replace(
+        SETTINGS, num_beams=6, n=5, num_beam_groups=3, diversity_penalty=1.0, early_stopping=early_stopping
+    )
+    together = beam_search(model, prompts, settings)
+    told: list[int] = []
+    for some in (
+        beam_search(model, prompts, settings, batch_size=13, watch=told.append),
+        [beam_search(model, [p], settings)[0] for p in prompts],
+    ):
+        assert [[h.ids for h in best] for best in some] == [[h.ids for h in best] for best in together]
+    assert told == sorted(told) and told[-1] == len(prompts)
+    for best in together:
+        assert len({tuple(h.ids) for h in best}) == 5
+        assert [h.score for h in best] == sorted((h.score for h in best), reverse=True)
+
+
+def test_groups_differ_more_than_one_group_and_one_group_is_the_search_without(
+    model: GPT | LSTM, prompts: list[list[int]]
+) -> None:
+    plain = dataclasses.replace(SETTINGS, eos_ids=(), max_new_tokens=6)
+    ours = beam_search(model, prompts, plain)
+    assert beam_search(model, prompts, dataclasses.replace(plain, diversity_penalty=2.0)) == ours
+    apart = beam_search(model, prompts, dataclasses.replace(plain, num_beam_groups=4, diversity_penalty=100.0))
+    for best, other in zip(ours, apart, strict=True):
+        assert all(len({h.ids[at] for h in other}) == 4 for at in range(6)), (
+            "such a penalty lets no token be taken twice"
+        )
+        assert sum(len({h.ids[at] for h in best}) for at in range(6)) < 24
 
 
 def test_stopping_early_loses_nothing(model: GPT | LSTM, prompts: list[list[int]]) -> None:
@@ -221,9 +327,13 @@ def test_the_context_is_a_limit_in_beams_too() -> None:
     assert beam_search(model, [], settings) == []
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 0.7, 1.0])
-@pytest.mark.parametrize("early_stopping", ["never", True])
-def test_beam_search_agrees_with_transformers(length_penalty: float, early_stopping: bool | str) -> None:
+@pytest.mark.parametrize(
+    ("length_penalty", "early_stopping", "no_repeat"),
+    [(0.0, "never", 0), (0.7, "never", 0), (1.0, "never", 0), (0.0, True, 0), (0.7, True, 0), (1.0, True, 0), (1.0, "never", 1), (0.7, "never", 2)],
+)  # fmt: skip
+def test_beam_search_agrees_with_transformers(
+    length_penalty: float, early_stopping: bool | str, no_repeat: int
+) -> None:
     """A GPT-2 of random weights; ours runs on its logits by way of the same protocol. "never" is the exact search."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -237,14 +347,14 @@ def test_beam_search_agrees_with_transformers(length_penalty: float, early_stopp
     prompts = [[3, 4, 5], [7, 8], [9, 10, 11, 12], [21]]
     settings = DecodingSettings(
         max_new_tokens=14, num_beams=4, n=4, length_penalty=length_penalty, early_stopping=early_stopping is True,
-        eos_ids=(END,), min_new_tokens=2,
+        eos_ids=(END,), min_new_tokens=2, no_repeat_ngram_size=no_repeat,
     )  # fmt: skip
     ended = 0
     for prompt, best in zip(prompts, beam_search(model, prompts, settings), strict=True):
         out = theirs.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), max_new_tokens=14,
             min_new_tokens=2, num_beams=4, num_return_sequences=4, length_penalty=length_penalty,
-            early_stopping=early_stopping, do_sample=False, return_dict_in_generate=True, output_scores=True,
+            early_stopping=early_stopping, do_sample=False, return_dict_in_generate=True, output_scores=True, no_repeat_ngram_size=no_repeat,
         )  # fmt: skip
         expected = []
         for row in out.sequences.tolist():

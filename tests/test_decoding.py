@@ -101,7 +101,11 @@ SAMPLING = DecodingSettings(
         {"stop": ("",)}, {"stop": "abc"}, {"stop": (1,)}, {"n": 0}, {"n": 10**9, "temperature": 1.0}, {"n": 2},
         {"seed": 1.5}, {"num_beams": 0}, {"num_beams": 10**9}, {"num_beams": 2, "n": 3}, {"length_penalty": math.nan},
         {"num_beams": 2, "stop": ("x",)}, {"num_beams": 2, "repetition_penalty": 1.1}, {"early_stopping": 1},
-        {"logprobs": -1}, {"eos_ids": (-1,)}, {"eos_ids": 3},
+        {"logprobs": -1}, {"eos_ids": (-1,)}, {"eos_ids": 3}, {"no_repeat_ngram_size": -1}, {"no_repeat_ngram_size": 2.0},
+        {"prefix_ids": (-1,)}, {"prefix_ids": 3}, {"prefix_ids": "ab"}, {"prefix_ids": (1, True)}, {"prefix_ids": (4, 5), "max_new_tokens": 1},
+        {"prefix_ids": (4, 5), "eos_ids": (5,)}, {"num_beam_groups": 0}, {"num_beam_groups": 2, "diversity_penalty": 1.0},
+        {"num_beams": 6, "num_beam_groups": 4, "diversity_penalty": 1.0}, {"num_beams": 4, "num_beam_groups": 2},
+        {"num_beams": 2, "num_beam_groups": 4, "diversity_penalty": 1.0}, {"diversity_penalty": -0.1}, {"diversity_penalty": math.nan},
     ],
 )  # fmt: skip
 def test_impossible_settings_are_refused_by_name(wrong: dict[str, object]) -> None:
@@ -118,6 +122,8 @@ def test_settings_that_work_are_let_through() -> None:
         DecodingSettings(stop=["a", "b"], eos_ids=[1, 2]),  # type: ignore[arg-type]
         DecodingSettings(num_beams=4, n=4, length_penalty=-1, temperature=0.8),
         DecodingSettings(temperature=1, seed=None, top_p=1),
+        DecodingSettings(prefix_ids=[4, 5], no_repeat_ngram_size=3, max_new_tokens=2),  # type: ignore[arg-type]
+        DecodingSettings(num_beams=6, num_beam_groups=3, diversity_penalty=0.5, n=6),
     ):
         settings.check()
         hash(settings)
@@ -187,6 +193,41 @@ def test_filters_agree_with_transformers(size: int) -> None:
     ):
         expected = warper(none, expected)
     torch.testing.assert_close(filters.filtered(z, settings).softmax(-1), expected.softmax(-1))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_no_repeats_agree_with_transformers(size: int) -> None:
+    from transformers.generation.logits_process import NoRepeatNGramLogitsProcessor
+
+    process, chance = NoRepeatNGramLogitsProcessor(size), random.Random(size)
+    changed = 0
+    for length in (1, 2, 3, 5, 30, 60):
+        for words in (2, 5, 9):
+            histories = [[chance.randrange(words) for _ in range(length)] for _ in range(5)]
+            z = torch.randn(5, 10, generator=torch.Generator().manual_seed(length))
+            ours = filters.no_repeats(z, histories, size)
+            assert torch.equal(ours, process(torch.tensor(histories), z))
+            changed += not torch.equal(ours, z)
+    assert changed > 4
+    ragged = [[1, 2, 1], [2], [1, 1, 1, 1]]
+    together = filters.no_repeats(z[:3], ragged, size)
+    for row, history in enumerate(ragged):
+        assert torch.equal(together[row], filters.no_repeats(z[row : row + 1], [history], size)[0])
+
+
+def test_no_repeats_leave_a_token_in_every_row() -> None:
+    z = torch.tensor([[0.5, 1.0, NEVER], [0.5, 1.0, 2.0]])
+    out = filters.no_repeats(z, [[0, 1], [0, 1]], 1)
+    assert out.tolist() == [[0.5, 1.0, NEVER], [NEVER, NEVER, 2.0]]
+    assert filters.repeating([5, 6, 7, 9, 5, 6], 3) == [7]
+
+
+def test_what_is_forced_is_all_that_is_left() -> None:
+    z = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    out = filters.forced(z, [0, 2], [4, 1])
+    assert torch.equal(out[1], z[1])
+    assert out.argmax(-1)[[0, 2]].tolist() == [4, 1]
+    assert torch.isfinite(out).sum(-1).tolist() == [1, 6, 1]
 
 
 # chance
@@ -387,6 +428,55 @@ def test_repetition_penalty_takes_the_rows_own_tokens(model: GPT | LSTM, prompts
     for prompt, row in zip(prompts, ids_of(rows), strict=True):
         assert len(set(row)) == len(row)
         assert not set(row) & set(prompt)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_no_n_gram_is_written_twice(model: GPT | LSTM, prompts: list[list[int]], size: int) -> None:
+    free = DecodingSettings(max_new_tokens=20, eos_ids=())
+    for settings in (free, dataclasses.replace(free, temperature=0.1, n=2)):
+        held = dataclasses.replace(settings, no_repeat_ngram_size=size)
+        rows = ids_of(run(model, prompts, held))
+        assert rows == [row for prompt in prompts for row in ids_of(run(model, [prompt], held))]
+        repeats = [0, 0]
+        for which, some in enumerate((rows, ids_of(run(model, prompts, settings)))):
+            for number, row in enumerate(some):
+                whole = prompts[number // settings.n] + row
+                grams = [whole[at : at + size] for at in range(len(whole) - size + 1)]
+                repeats[which] += sum(
+                    gram in grams[:at] for at, gram in enumerate(grams) if at + size > len(whole) - 20
+                )
+        assert repeats[0] == 0
+        assert repeats[1] > 0, "nothing was repeated without it: the test shows nothing"
+
+
+def test_what_is_written_begins_as_it_must(model: GPT | LSTM, prompts: list[list[int]]) -> None:
+    begun = (9, 44, 9)
+    settings = dataclasses.replace(
+        GREEDY, prefix_ids=begun, no_repeat_ngram_size=1
+    )  # what must be written is, twice too
+    assert all(row[:3] == list(begun) for row in ids_of(run(model, prompts, settings)))
+    settings = dataclasses.replace(GREEDY, prefix_ids=begun)
+    rows = run(model, prompts, settings)
+    assert ids_of(rows) == [[*begun, *by_hand(model, [*prompt, *begun], 12)] for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        with torch.no_grad():
+            line = model.logits(model(torch.tensor([[*prompt, *begun]])))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        own = [float(line[place, token]) for place, token in enumerate(begun)]
+        assert [token.logprob for token in row[:3]] == pytest.approx(own, abs=1e-4)
+    assert ids_of(run(model, prompts, dataclasses.replace(settings, logprobs=None))) == ids_of(rows)
+    sampled = dataclasses.replace(SAMPLING, prefix_ids=begun)
+    together = ids_of(run(model, prompts, sampled))
+    assert all(row[:3] == list(begun) for row in together)
+    assert together == [row for prompt in prompts for row in ids_of(run(model, [prompt], sampled))]
+    assert ids_of(run(model, prompts, sampled, batch_size=4)) == together
+
+
+def test_a_beginning_that_cannot_be_written_is_refused(model: GPT | LSTM) -> None:
+    with pytest.raises(InputError, match="prefix_ids has the id 50"):
+        run(model, [[1]], DecodingSettings(prefix_ids=(VOCAB,)))
+    if context_length(model) is not None:
+        with pytest.raises(InputError, match="begin with 3 tokens, and there is room for 2"):
+            run(model, [[9] * (CONTEXT - 2)], DecodingSettings(prefix_ids=(8, 8, 9)))
 
 
 def test_the_context_is_a_limit_that_is_stated(model: GPT | LSTM) -> None:

@@ -1,8 +1,8 @@
 """What changes the scores of the next token before one is chosen, as pure functions.
 
 Each takes logits (B, V) fp32 and returns new ones; what is filtered out becomes -inf, and at least one token always
-stays. They are applied in the order of Hugging Face's generate: repetition penalty, forbidden ends, temperature, top-k,
-top-p, min-p. p below is softmax(logits) of the row.
+stays. They are applied in the order of Hugging Face's generate: repetition penalty, forbidden ends, no repeats, a
+forced beginning, temperature, top-k, top-p, min-p. p below is softmax(logits) of the row.
 """
 
 from __future__ import annotations
@@ -37,6 +37,45 @@ def forbidden(logits: Tensor, rows: Sequence[int], ids: Sequence[int]) -> Tensor
             logits[:, i] = _NEVER
     else:
         logits[torch.tensor(rows)[:, None], torch.tensor(ids)] = _NEVER
+    return logits
+
+
+def repeating(ids: Sequence[int], size: int) -> list[int]:
+    """The tokens that would end a run of `size` tokens which `ids` hold already (Paulus et al. 2018, section 2.5).
+
+    For example size 3 and 5 6 7 9 5 6: it is 7. Size 1: every token of ids.
+    """
+    start = len(ids) - size + 1  # where the run begins that the next token ends
+    if start < 1:
+        return []
+    begun = ids[start:]
+    return [ids[at + size - 1] for at in range(start) if ids[at : at + size - 1] == begun]
+
+
+def no_repeats(logits: Tensor, histories: Sequence[Sequence[int]], size: int) -> Tensor:
+    """-inf for what would write an n-gram of `size` tokens a second time; histories: the tokens of each row so far.
+
+    A row that would be left without a token stays as it is.
+    """
+    rows: list[int] = []
+    ids: list[int] = []
+    for row, history in enumerate(histories):
+        found = repeating(history, size)
+        rows += [row] * len(found)
+        ids += found
+    if not rows:
+        return logits
+    less = logits.clone()
+    less[torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device)] = _NEVER
+    return torch.where(less.amax(dim=-1, keepdim=True) == _NEVER, logits, less)
+
+
+def forced(logits: Tensor, rows: Sequence[int], ids: Sequence[int]) -> Tensor:
+    """Each of the given rows has one token left: the id that stands beside it."""
+    logits = logits.clone()
+    index = torch.tensor(rows, device=logits.device)
+    logits[index] = _NEVER
+    logits[index, torch.tensor(ids, device=logits.device)] = 0.0
     return logits
 
 

@@ -18,7 +18,7 @@ from typing import Generic, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from zhixing.decoding.filters import filtered, forbidden, repetition_penalty
+from zhixing.decoding.filters import filtered, forbidden, forced, no_repeats, repetition_penalty
 from zhixing.decoding.protocol import LanguageModel, S, as_continuer, as_reader, context_length
 from zhixing.decoding.sampling import draw, most_probable, random_stream, refuse_not_finite, sample
 from zhixing.decoding.settings import DecodingSettings
@@ -57,15 +57,23 @@ class _Row:
 class _Part:
     """The rows with equal settings, which are filtered and sampled as one."""
 
-    def __init__(self, settings: DecodingSettings, rows: list[_Row], index: Tensor | None, seen: Tensor | None) -> None:
+    def __init__(
+        self, settings: DecodingSettings, rows: list[_Row], index: Tensor | None, seen: Tensor | None, reads: bool
+    ) -> None:
         self.settings, self.rows = settings, rows
         self.index = index  # where they stand in the batch; None: they are all of it
         self.seen = seen  # (rows, V) bool, which tokens each holds; None: no penalty asks
+        self.reads = reads  # the prompts are read apart, and are no beginning of what is written
 
     def early(self) -> list[int]:
         """The rows that may not end yet."""
         least = self.settings.min_new_tokens
         return [i for i, row in enumerate(self.rows) if len(row.ids) < least] if least else []
+
+    def beginning(self) -> list[int]:
+        """The rows that are still within the beginning they must have."""
+        most = len(self.settings.prefix_ids)
+        return [i for i, row in enumerate(self.rows) if len(row.ids) < most] if most else []
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token of each row: logits (R, V) of the whole batch -> ids (rows,)."""
@@ -76,6 +84,11 @@ class _Part:
             logits = repetition_penalty(logits, self.seen, settings.repetition_penalty)
         if settings.min_new_tokens:
             logits = forbidden(logits, self.early(), settings.eos_ids or ())
+        if settings.no_repeat_ngram_size:
+            histories = [row.ids if self.reads else row.prompt + row.ids for row in self.rows]
+            logits = no_repeats(logits, histories, settings.no_repeat_ngram_size)
+        if begun := self.beginning():
+            logits = forced(logits, begun, [settings.prefix_ids[len(self.rows[i].ids)] for i in begun])
         if settings.temperature == 0:
             ids = most_probable(logits)
         else:
@@ -177,7 +190,9 @@ class Decoder(Generic[S]):
         if find is None or len(self._parts) != 1 or self._n_top is not None:
             return None
         part = self._parts[0]
-        if part.settings.temperature != 0 or part.seen is not None:
+        if part.settings.temperature != 0 or part.seen is not None or part.settings.no_repeat_ngram_size:
+            return None
+        if part.beginning():
             return None
         early = part.early()
         if early and len(early) < len(part.rows):
@@ -251,7 +266,7 @@ class Decoder(Generic[S]):
             rows = [self._rows[place] for place in where]
             index = None if len(places) == 1 else torch.tensor(where, device=self._device)
             seen = None if settings.repetition_penalty == 1 else self._seen(rows)
-            self._parts.append(_Part(settings, rows, index, seen))
+            self._parts.append(_Part(settings, rows, index, seen, as_reader(self.model) is not None))
 
     def _seen(self, rows: list[_Row]) -> Tensor:
         seen = torch.zeros(len(rows), self.model.settings.vocab_size, dtype=torch.bool, device=self._device)
@@ -264,14 +279,19 @@ class Decoder(Generic[S]):
 def room_for(model: LanguageModel[S], prompt: list[int], settings: DecodingSettings) -> int:
     """How many tokens may follow the prompt: max_new_tokens, or fewer where the context is full before.
 
-    InputError for a prompt that is empty, holds an unknown id, or leaves no room for a single token.
+    InputError for a prompt that is empty, holds an unknown id, or leaves no room for a single token or for the tokens
+    that what is written must begin with.
     """
     context, reader = context_length(model), as_reader(model)
     vocab_size = model.settings.vocab_size
     if not prompt:
         raise InputError("the prompt holds no token", mend="start from the tokenizer's end-of-text id")
     read = vocab_size if reader is None else reader.source_vocab_size
-    for name, ids, size in (("the prompt", prompt, read), ("eos_ids", settings.eos_ids, vocab_size)):
+    for name, ids, size in (
+        ("the prompt", prompt, read),
+        ("eos_ids", settings.eos_ids, vocab_size),
+        ("prefix_ids", settings.prefix_ids, vocab_size),
+    ):
         if ids and not (min(ids) >= 0 and max(ids) < size):
             wrong = next(i for i in ids if not 0 <= i < size)
             raise InputError(
@@ -284,16 +304,22 @@ def room_for(model: LanguageModel[S], prompt: list[int], settings: DecodingSetti
                 f"the text has {len(prompt)} tokens, the model reads {reader.longest_source} at most",
                 mend="split it into sentences",
             )
-        return settings.max_new_tokens if context is None else min(settings.max_new_tokens, context - 1)
-    if context is None:
-        return settings.max_new_tokens
-    if len(prompt) >= context:
+        left = None if context is None else context - 1
+    else:
+        left = None if context is None else context - len(prompt)
+    if left is not None and left < 1:
         raise InputError(
             f"the prompt has {len(prompt)} tokens, the model's context is {context}",
             why="prompt and new tokens together must fit into the context",
-            mend=f"shorten the prompt to {context - 1} tokens or fewer",
+            mend=f"shorten the prompt to {(context or 0) - 1} tokens or fewer",
         )
-    return min(settings.max_new_tokens, context - len(prompt))
+    if left is not None and left < len(settings.prefix_ids):
+        raise InputError(
+            f"what is written must begin with {len(settings.prefix_ids)} tokens, and there is room for {left}",
+            why=f"the model's context is {context}",
+            mend="shorten prefix_ids, or the prompt" if reader is None else "shorten prefix_ids",
+        )
+    return settings.max_new_tokens if left is None else min(settings.max_new_tokens, left)
 
 
 def prefill(

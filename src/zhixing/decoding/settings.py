@@ -29,20 +29,29 @@ class DecodingSettings:
     top_p: float = 1.0  # 1: all
     min_p: float = 0.0  # 0: all
     repetition_penalty: float = 1.0  # 1: none; above 1 speaks against what prompt and output hold already
+    no_repeat_ngram_size: int = 0  # so many tokens in a row are never written twice; 0: they may be
+    prefix_ids: tuple[int, ...] = ()  # what is written begins with these; they count as new tokens and in the score
     stop: tuple[str, ...] = ()  # the text ends before the first of these; a list will do
     n: int = 1  # completions of each prompt
     seed: int | None = 0  # same seed, prompt and settings: same text, alone or in a batch; None: by chance
     num_beams: int = 1  # above 1: beam search, which temperature and filters have no part in
+    num_beam_groups: int = 1  # above 1: so many groups of beams, each shunning what those before it chose
+    diversity_penalty: float = 0.0  # what a choice of an earlier group costs in the ranking of a later one
     length_penalty: float = 1.0  # score of a beam = sum of log-probabilities / length ** length_penalty
     early_stopping: bool = False  # beams: stop when num_beams have ended; False: when nothing better can come (exact)
     logprobs: int | None = None  # log-probability of each token, and of so many most probable ones; None: none
     eos_ids: tuple[int, ...] | None = None  # tokens that end a text; None: the tokenizer's own, (): none
 
     def __post_init__(self) -> None:
-        for name in ("stop", "eos_ids"):  # lists come from JSON and from the command line
+        for name in ("stop", "eos_ids", "prefix_ids"):  # lists come from JSON and from the command line
             value = getattr(self, name)
             if isinstance(value, list | set | frozenset):
                 object.__setattr__(self, name, tuple(value))
+
+    @property
+    def group_size(self) -> int:
+        """The beams of a group."""
+        return self.num_beams // self.num_beam_groups
 
     def check(self) -> None:
         """InputError for anything that cannot be used: wrong types, NaN, impossible values and combinations."""
@@ -52,7 +61,9 @@ class DecodingSettings:
             ("top_k", 0, None),
             ("n", 1, MOST_SAMPLES),
             ("seed", None, None),
+            ("no_repeat_ngram_size", 0, None),
             ("num_beams", 1, MOST_SAMPLES),
+            ("num_beam_groups", 1, MOST_SAMPLES),
             ("logprobs", 0, None),
         ):
             value = getattr(self, name)
@@ -65,7 +76,7 @@ class DecodingSettings:
             if most is not None and value > most:
                 limit = "max_new_tokens is" if name == "min_new_tokens" else "the greatest possible value is"
                 _refuse(name, value, f"{limit} {most}")
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty", "diversity_penalty"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not math.isfinite(value):
                 _refuse(name, value, "it takes a finite number")
@@ -84,17 +95,32 @@ class DecodingSettings:
         if abs(self.length_penalty) > MOST_LENGTH_PENALTY:
             why = f"it takes a number from {-MOST_LENGTH_PENALTY} to {MOST_LENGTH_PENALTY}"
             _refuse("length_penalty", self.length_penalty, why, "1 takes the mean of a beam, 0 its sum")
+        if self.diversity_penalty < 0:
+            _refuse("diversity_penalty", self.diversity_penalty, "it must not be below 0", "0 changes nothing")
         if type(self.early_stopping) is not bool:
             _refuse("early_stopping", self.early_stopping, "it takes true or false")
         stop: object = self.stop
         if not isinstance(stop, tuple) or not all(isinstance(string, str) and string for string in stop):
             _refuse("stop", stop, "it takes a list of strings that are not empty")
-        ends: object = () if self.eos_ids is None else self.eos_ids
-        if not isinstance(ends, tuple) or not all(type(i) is int and i >= 0 for i in ends):
-            _refuse("eos_ids", ends, "it takes a list of token ids")
+        for name, ids in (("eos_ids", () if self.eos_ids is None else self.eos_ids), ("prefix_ids", self.prefix_ids)):
+            given: object = ids
+            if not isinstance(given, tuple) or not all(type(i) is int and i >= 0 for i in given):
+                _refuse(name, given, "it takes a list of token ids")
         self._check_together()
 
     def _check_together(self) -> None:
+        if len(self.prefix_ids) > self.max_new_tokens:
+            why = f"these are {len(self.prefix_ids)} tokens, and max_new_tokens is {self.max_new_tokens}"
+            _refuse("prefix_ids", self.prefix_ids, why, f"set max_new_tokens above {len(self.prefix_ids)}")
+        if ends := set(self.prefix_ids) & set(self.eos_ids or ()):
+            _refuse("prefix_ids", self.prefix_ids, f"{min(ends)} ends a text", "leave it out")
+        if self.num_beams % self.num_beam_groups:
+            why = f"num_beams = {self.num_beams} beams cannot be dealt to so many groups of one size"
+            mend = f"set num_beams = {max(1, self.num_beams // self.num_beam_groups) * self.num_beam_groups}"
+            _refuse("num_beam_groups", self.num_beam_groups, why, mend)
+        if self.num_beam_groups > 1 and self.diversity_penalty == 0:
+            why = "without a penalty all groups find the same"
+            _refuse("num_beam_groups", self.num_beam_groups, why, "set diversity_penalty, for example 0.5")
         if self.num_beams > 1:
             if self.n > self.num_beams:
                 _refuse("n", self.n, f"beam search finds num_beams = {self.num_beams}", f"set num_beams = {self.n}")

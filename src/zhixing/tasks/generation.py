@@ -81,7 +81,8 @@ class _RowText:
         self._stream = TextStream(tokenizer)
         self._known = tokenizer.vocab_size
         self._stops = StopStrings(settings.stop)
-        self._unscanned = settings.min_new_tokens  # stop strings count in the text after so many tokens
+        # Stop strings count in the text after so many tokens
+        self._unscanned = max(settings.min_new_tokens, len(settings.prefix_ids))
         self.pieces: list[str] = []
 
     @property
