@@ -250,6 +250,16 @@ def test_a_token_before_the_text_is_refused(sound: bytes, tmp_path: Path) -> Non
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_tokenizer_json_that_knows_no_unknown_is_refused(kind: str, tmp_path: Path) -> None:
+    settings = json.loads(build_tokenizer(parse_sentencepiece(small(model_type=kind))).to_str())
+    settings["model"]["unk_id" if kind == "unigram" else "unk_token"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match="unknown") as caught:
+        Tokenizer.load(tmp_path)
+    assert str(tmp_path) in caught.value.where
+
+
 # ---- OPUS-MT ---------------------------------------------------------------------------------------------------------
 
 

@@ -203,7 +203,8 @@ class Tokenizer:
 
     @functools.cached_property
     def _adds_blank(self) -> bool:
-        return self._blanks and self.token_bytes(self._inner.encode("a", add_special_tokens=False).ids[0])[:1] == b" "
+        first = self._inner.encode("a", add_special_tokens=False).ids[:1] if self._blanks else []
+        return any(self.token_bytes(i).startswith(b" ") for i in first)
 
     @functools.cached_property
     def drops_blank(self) -> bool:
@@ -284,8 +285,8 @@ class Tokenizer:
         gives the other). What is missing, broken or of another kind is an InputError.
         """
         path = Path(path)
-        if (sides := _marian_sides(path)) is not None:
-            return sides[0]
+        if (side := _marian_side(path, target=False)) is not None:
+            return side
         file = path / "tokenizer.json" if path.is_dir() else path
         if path.is_dir() and not file.is_file() and (path / "spiece.model").is_file():
             file = path / "spiece.model"
@@ -685,6 +686,8 @@ def _with_blanks(
         keep_apart(inner, {*(pieces & special), *([unk] if unk else []), *byte_pieces})
     else:
         unk = model.get("unk_token")
+    if unk not in _names(settings):
+        raise InputError(f"the tokenizer has no token for what is unknown: {unk!r}", where=str(file))
     tokenizer = Tokenizer(inner, kind, eos, pad, unk)
     if tokenizer._ends[0]:
         raise InputError(
@@ -732,44 +735,39 @@ def _blank_kind(model: SentencePieceModel) -> AnyKind:
 
 def load_target(folder: Path | str) -> Tokenizer | None:
     """The tokenizer of what a Marian folder's model writes; None where it is the one of what is read."""
-    sides = _marian_sides(Path(folder))
-    return None if sides is None else sides[1]
+    return _marian_side(Path(folder), target=True)
 
 
 MARIAN_FILES = ("source.spm", "target.spm", "vocab.json", "target_vocab.json")
 
 
-def _marian_sides(folder: Path) -> tuple[Tokenizer, Tokenizer | None] | None:
-    """Both tokenizers of a Marian folder; None if it is none, or has a tokenizer.json that transformers would take."""
+def _marian_side(folder: Path, *, target: bool) -> Tokenizer | None:
+    """One tokenizer of a Marian folder; None if it is none, or a tokenizer.json counts, or the target is the source."""
     if not (folder / "source.spm").is_file():
         return None
     config = _settings(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file() and config.get("tokenizer_class") not in ("MarianTokenizer", None):
         return None
     names = MARIAN_FILES if config.get("separate_vocabs") is True else MARIAN_FILES[:3]
-    files = {}
+    files: dict[str, bytes] = {}
     for name in names:
         try:
             with (folder / name).open("rb") as stream:
                 files[name] = stream.read(MOST_VOCABULARY + 1)
         except OSError as error:
-            raise InputError(
-                f"the vocabulary has no {name} that can be read", where=str(folder), why=str(error.strerror)
-            ) from None
+            what = f"the vocabulary has no {name} that can be read"
+            raise InputError(what, where=str(folder), why=str(error.strerror)) from None
+    if target and len(files) == 3 and files["source.spm"] == files["target.spm"]:
+        return None
     special = _special_names(folder)
     eos, pad, unk = (special.get(f"{n}_token", d) for n, d in (("eos", "</s>"), ("pad", "<pad>"), ("unk", "<unk>")))
-    languages = tuple(str(config.get(key) or "")[:40] for key in ("source_lang", "target_lang"))
-    sides = []
-    for spm, table in zip(names[:2], (names[2], names[-1]), strict=True):
-        model = parse_sentencepiece(files[spm], str(folder / spm))
-        pieces = MarianPieces(
-            model, _piece_ids(files[table], folder / table, (eos, pad, unk)), eos=eos, unk=unk, pad=pad
-        )
-        sides.append(
-            Tokenizer(pieces, _blank_kind(model), eos, pad, unk, files=files, languages=(languages[0], languages[1]))
-        )
-    same = files["source.spm"] == files["target.spm"] and len(files) == 3
-    return sides[0], None if same else sides[1]
+    source_language, target_language = (str(config.get(key) or "")[:40] for key in ("source_lang", "target_lang"))
+    spm, table = (names[1], names[-1]) if target else (names[0], names[2])
+    model = parse_sentencepiece(files[spm], str(folder / spm))
+    ids = _piece_ids(files[table], folder / table, (eos, pad, unk))
+    pieces = MarianPieces(model, ids, eos=eos, unk=unk, pad=pad)
+    languages = (source_language, target_language)
+    return Tokenizer(pieces, _blank_kind(model), eos, pad, unk, files=files, languages=languages)
 
 
 MOST_VOCABULARY = 64 << 20  # bytes of a Marian file
