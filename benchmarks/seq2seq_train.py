@@ -142,7 +142,7 @@ def prepare(recipe: Recipe, folder: Path, most: int) -> None:
     (folder / "rows.json").write_text(json.dumps({**rows, "rows_a_step": rows_a_step}))
     print(
         f"{len(texts.sources):,} pairs of {batches.n_tokens / len(texts.sources):.1f} tokens; ours {per_step:,.0f} real"
-        f" tokens a step, {batches.padded:.1%} padding; theirs {rows_a_step} pairs a step",
+        f" tokens a step, {batches.budget.padding:.1%} padding; theirs {rows_a_step} pairs a step",
         file=sys.stderr,
     )
 

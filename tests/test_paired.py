@@ -82,6 +82,6 @@ def test_little_of_a_batch_is_padding(budget: int, most: float) -> None:
     noise = torch.randint(-3, 4, (2000,), generator=generator)
     sizes = [(int(s), max(1, int(s + n))) for s, n in zip(long, noise, strict=True)]
     pairs = made(sizes, budget=budget)
-    assert pairs.padded < most
+    assert pairs.budget.padding < most
     places = sum(b.sources.numel() + b.targets.numel() for n in range(len(pairs)) for b in [pairs.sequential(n, 1)])
-    assert pairs.padded == pytest.approx(1 - pairs.n_tokens / places)
+    assert pairs.budget.padding == pytest.approx(1 - pairs.n_tokens / places)

@@ -262,3 +262,13 @@ def test_what_was_read_for_what_was_written(run: Translator, tmp_path: Path) -> 
     assert done.returncode == 0 and page.read_text(encoding="utf-8").count("<svg") == 1
     with pytest.raises(InputError, match="tokens"):
         run.alignment("", "打开")
+
+
+def test_a_t5_that_fills_in_spans_first(data: Path, tmp_path: Path) -> None:
+    few = ("train.max_steps=8", "train.eval_steps=8", "model.family=t5", "task.pretrain_steps=12")
+    run = cast(Translator, zhixing.train(str(data), *COMMON, *few, out=str(tmp_path / "t5")))
+    lines = (run.path / "pretraining" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [entry["eval_loss"] for line in lines if "eval_loss" in (entry := json.loads(line))]
+    assert losses[-1] < losses[0]
+    assert run.model.settings.vocab_size == run.tokenizer.vocab_size + 100
+    assert cast(Translator, zhixing.load(run.path)).write(["open the red file"]) == run.write(["open the red file"])

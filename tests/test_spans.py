@@ -8,8 +8,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
-from zhixing.training.spans import corrupt, span_counts
+from zhixing.training.spans import CorruptedTexts, corrupt, span_counts
 
 LAST = 999  # the id of the first sentinel
 
@@ -111,3 +112,34 @@ def test_what_cannot_be_done_is_said() -> None:
         corrupt([*range(99), 995], LAST, seed=0, sample=0)
     with pytest.raises(ValueError, match="6 sentinels"):
         corrupt([10] * 100, 4, seed=0, sample=0)
+
+
+def corrupted(seed: int = 0, budget: int = 400) -> CorruptedTexts:
+    rows = [[2 + (7 * r + i) % 90 for i in range(5 + 3 * (r % 20))] for r in range(120)]
+    return CorruptedTexts(rows, first_sentinel_id=LAST, eos_id=0, start_id=1, pad_id=1, budget=budget, seed=seed)
+
+
+def test_every_text_comes_once_an_epoch_and_is_corrupted_anew() -> None:
+    texts = corrupted()
+    epochs = []
+    for epoch in range(2):
+        found = {}
+        for number in range(len(texts)):
+            batch = texts.batch(epoch * len(texts) + number, 1)
+            for source, length, target in zip(batch.sources, batch.source_lengths, batch.targets, strict=True):
+                read, wanted = source[:length].tolist(), [i for i in target.tolist() if i >= 0]
+                assert read[-1] == 0 == wanted[-1]
+                found[tuple(undone(read[:-1], wanted[:-1]))] = read
+        assert sorted(found) == sorted({tuple(row) for row in texts.rows})
+        epochs.append(found)
+    assert sum(epochs[0][row] != epochs[1][row] for row in epochs[0]) > len(epochs[0]) / 2
+
+
+def test_a_batch_of_corrupted_texts_follows_from_its_place_alone() -> None:
+    late, again = corrupted().batch(70, 1), corrupted()
+    for number in range(70):
+        again.batch(number, 1)
+    found = again.batch(70, 1)
+    assert torch.equal(late.sources, found.sources) and torch.equal(late.targets, found.targets)
+    assert late.sources.shape[0] * (late.sources.shape[1] + late.targets.shape[1]) <= 400
+    assert not torch.equal(late.sources[:, :5], corrupted(seed=1).batch(70, 1).sources[: len(late.sources), :5])

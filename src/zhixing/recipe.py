@@ -59,7 +59,7 @@ class TaskSettings:
     validation_fraction: float = 0.05  # of the training texts, for the best step and for calibration
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count more, N / (C n_c)
     on_too_long: Literal["error", "split", "truncate"] = "truncate"  # texts longer than model.max_len
-    pretrain_steps: int = 0  # bert: steps of masked language modelling on the training texts first
+    pretrain_steps: int = 0  # first so many steps on the training texts alone: bert masked words, t5 spans left out
     start: str = ""  # a run, a model folder or "minilm" to start from (bert, gpt): its weights and its tokenizer
 
 
@@ -473,8 +473,9 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         if m.family == "lstm":
             why = f"each direction of the encoder has half of {m.d_model}"
         refuse("model.d_model", why, "take an even number")
-    if recipe.task.pretrain_steps and m.family != "bert":
-        refuse("task.pretrain_steps", f"only a bert is trained on masked words first, not a {m.family}", "leave it out")
+    if recipe.task.pretrain_steps and m.family not in ("bert", "t5"):
+        why = f"only a bert and a t5 learn from texts alone first, not a {m.family}"
+        refuse("task.pretrain_steps", why, "leave it out")
     if recipe.task.pretrain_steps and recipe.task.start:
         why = "the weights would be those of one of the two"
         refuse("task.pretrain_steps", why, "leave out this or task.start")

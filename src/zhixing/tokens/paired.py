@@ -39,29 +39,15 @@ class PairBatch:
     targets: Tensor  # (B, T) int64: what is written and its end; -100 where there is none
 
 
-class PairedTexts:
-    """`sources` and `targets`, a row of ids each that ends with the end-of-text id; `len()` is the number of batches.
+class TokenBudget:
+    """The batches of pairs with these lengths (N, 2), and their order in every epoch; `len()` is their number.
 
     A pair that alone is longer than `budget` tokens makes a batch of its own.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Sequence[int]],
-        targets: Sequence[Sequence[int]],
-        *,
-        start_id: int,
-        pad_id: int,
-        budget: int,
-        seed: int,
-    ) -> None:
-        assert len(sources) == len(targets) > 0
-        assert all(map(len, sources)) and all(map(len, targets))
-        self.sources, self.targets = sources, targets
-        self.start_id, self.pad_id, self.seed = start_id, pad_id, seed
-        lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)], np.int64)  # (N, 2)
-        self.n_tokens = int(lengths.sum())  # of both sides, an epoch
-        self.n_targets = int(lengths[:, 1].sum())
+    def __init__(self, lengths: NDArray[np.int64], budget: int, seed: int) -> None:
+        assert lengths.ndim == 2 and lengths.shape[1] == 2 and len(lengths) and lengths.min() > 0
+        self.lengths, self.seed = lengths, seed
         cells = -(-lengths // CELL)  # (N, 2)
         self._by_cell = np.lexsort((np.arange(len(cells)), cells[:, 1], cells[:, 0]))  # (N,)
         ordered = cells[self._by_cell]
@@ -74,28 +60,23 @@ class PairedTexts:
         return len(self._cuts) - 1
 
     @property
-    def padded(self) -> float:
+    def padding(self) -> float:
         """The share of the places of an epoch's batches that hold no token."""
         places = 0
         for number in range(len(self)):
-            pairs = self._by_cell[self._cuts[number] : self._cuts[number + 1]].tolist()
-            longest = max(len(self.sources[p]) for p in pairs) + max(len(self.targets[p]) for p in pairs)
-            places += len(pairs) * longest
-        return 1 - self.n_tokens / places
+            pairs = self.in_order(number, 1)
+            places += len(pairs) * int(self.lengths[pairs].max(axis=0).sum())
+        return 1 - int(self.lengths.sum()) / places
 
-    def batch(self, first: int, count: int) -> PairBatch:
-        """Global batches first .. first + count - 1 as one, epochs without end."""
-        pairs = []
-        for number in range(first, first + count):
-            epoch, place = divmod(number, len(self))
-            batches, order = self._order(epoch)
-            begin, end = self._cuts[batches[place]], self._cuts[batches[place] + 1]
-            pairs.append(order[begin:end])
-        return self._cut(np.concatenate(pairs))
+    def batch(self, number: int) -> tuple[int, NDArray[np.int64]]:
+        """The epoch and the pairs of a global batch, epochs without end."""
+        epoch, place = divmod(number, len(self))
+        batches, order = self._order(epoch)
+        return epoch, order[self._cuts[batches[place]] : self._cuts[batches[place] + 1]]
 
-    def sequential(self, first: int, count: int) -> PairBatch:
-        """Batches first .. first + count - 1 in the order of length: for evaluation."""
-        return self._cut(self._by_cell[self._cuts[first] : self._cuts[first + count]])
+    def in_order(self, first: int, count: int) -> NDArray[np.int64]:
+        """The pairs of batches first .. first + count - 1 in the order of length: for evaluation."""
+        return self._by_cell[self._cuts[first] : self._cuts[first + count]]
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The batches of an epoch in their order, and the pairs (N,) in the order of cells."""
@@ -108,16 +89,50 @@ class PairedTexts:
             self._orders[epoch] = batches, order
         return self._orders[epoch]
 
+
+class PairedTexts:
+    """Rows of ids `sources` and `targets`, each with the end-of-text id behind; `len()` is the number of batches."""
+
+    def __init__(
+        self,
+        sources: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+        *,
+        start_id: int,
+        pad_id: int,
+        budget: int,
+        seed: int,
+    ) -> None:
+        assert len(sources) == len(targets) > 0
+        self.sources, self.targets = sources, targets
+        self.start_id, self.pad_id = start_id, pad_id
+        lengths = np.array([[len(s), len(t)] for s, t in zip(sources, targets, strict=True)], np.int64)  # (N, 2)
+        self.budget = TokenBudget(lengths, budget, seed)
+        self.n_tokens, self.n_targets = int(lengths.sum()), int(lengths[:, 1].sum())  # an epoch; of both sides, written
+
+    def __len__(self) -> int:
+        return len(self.budget)
+
+    def batch(self, first: int, count: int) -> PairBatch:
+        """Global batches first .. first + count - 1 as one."""
+        return self._cut(np.concatenate([self.budget.batch(number)[1] for number in range(first, first + count)]))
+
+    def sequential(self, first: int, count: int) -> PairBatch:
+        """Batches first .. first + count - 1 in the order of length: for evaluation."""
+        return self._cut(self.budget.in_order(first, count))
+
     def _cut(self, pairs: NDArray[np.int64]) -> PairBatch:
-        sources = [self.sources[p] for p in pairs.tolist()]
-        targets = [self.targets[p] for p in pairs.tolist()]
-        inputs = [[self.start_id, *row[:-1]] for row in targets]
-        return PairBatch(
-            padded(sources, self.pad_id),
-            torch.tensor([len(row) for row in sources]),
-            padded(inputs, self.pad_id),
-            padded(targets, IGNORED),
-        )
+        sources, targets = [self.sources[p] for p in pairs.tolist()], [self.targets[p] for p in pairs.tolist()]
+        return pair_batch(sources, targets, self.start_id, self.pad_id)
+
+
+def pair_batch(
+    sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], start_id: int, pad_id: int
+) -> PairBatch:
+    """Rows of ids as tensors: what is written is seen one place later, behind the start id."""
+    inputs = [[start_id, *row[:-1]] for row in targets]
+    lengths = torch.tensor([len(row) for row in sources])
+    return PairBatch(padded(sources, pad_id), lengths, padded(inputs, pad_id), padded(targets, IGNORED))
 
 
 def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:

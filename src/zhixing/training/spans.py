@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zhixing.tokens.order import noise
+from zhixing.tokens.paired import PairBatch, TokenBudget, pair_batch
 
 DENSITY, MEAN_LENGTH = 0.15, 3.0
 
@@ -73,6 +74,53 @@ def corrupt(
         target += [first_sentinel_id - run, *text[middle:end]]
         begin = end
     return [*source, *text[begin:]], [*target, last_sentinel_id]
+
+
+class CorruptedTexts:
+    """Rows of ids, each corrupted anew in every epoch; `len()` is the number of batches, by a budget of tokens.
+
+    How long both sides of a row are follows from its own length, so the batches are the same in all epochs. Both end
+    with the end-of-text id.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        first_sentinel_id: int,
+        eos_id: int,
+        start_id: int,
+        pad_id: int,
+        budget: int,
+        seed: int,
+    ) -> None:
+        self.rows, self.seed = rows, seed
+        self.first_sentinel_id, self.eos_id, self.start_id, self.pad_id = first_sentinel_id, eos_id, start_id, pad_id
+        lengths = []
+        for row in rows:
+            left_out, runs = span_counts(len(row))
+            lengths.append([len(row) - left_out + runs + 1, left_out + runs + 2])
+        self.budget = TokenBudget(np.array(lengths, np.int64), budget, seed)
+
+    def __len__(self) -> int:
+        return len(self.budget)
+
+    def batch(self, first: int, count: int) -> PairBatch:
+        """Global batches first .. first + count - 1 as one."""
+        found = [self.budget.batch(number) for number in range(first, first + count)]
+        return self._cut([(epoch, row) for epoch, rows in found for row in rows.tolist()])
+
+    def sequential(self, first: int, count: int) -> PairBatch:
+        """Batches first .. first + count - 1 in the order of length, corrupted as in the first epoch."""
+        return self._cut([(0, row) for row in self.budget.in_order(first, count).tolist()])
+
+    def _cut(self, places: list[tuple[int, int]]) -> PairBatch:
+        sides = [
+            corrupt(self.rows[row], self.first_sentinel_id, seed=self.seed, sample=epoch * len(self.rows) + row)
+            for epoch, row in places
+        ]
+        sources, targets = [[*s, self.eos_id] for s, _ in sides], [[*t, self.eos_id] for _, t in sides]
+        return pair_batch(sources, targets, self.start_id, self.pad_id)
 
 
 def _parts(total: int, count: int, seed: int, stream: int, sample: int) -> list[int]:
