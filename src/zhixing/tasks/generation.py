@@ -120,9 +120,7 @@ def generate(
     prompt starts a new text. InputError for settings that cannot be used, and for a prompt that fills the context.
     """
     settings = _with_ends(settings, tokenizer)
-    ids = _prompt_ids(tokenizer, prompts)
-    if as_reader(model) is not None:
-        ids = [tokenizer.with_ends(row) for row in ids]
+    ids = _prompt_ids(tokenizer, prompts) if as_reader(model) is None else source_ids(tokenizer, prompts)
     if settings.num_beams > 1:
         with Progress("searching", total=len(prompts), unit="prompts") as progress:
             found = beam_search(model, ids, settings, batch_size=batch_size, watch=progress.update)
@@ -198,6 +196,11 @@ def _prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]
             where = f"prompt {place + 1}, character {error.start + 1}"
             raise InputError("the prompt holds a lone surrogate, which is no character", where=where) from None
     return [ids or [tokenizer.eos_id] for ids in tokenizer.encode_batch(prompts)]
+
+
+def source_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of each text as a model takes it that reads its prompts apart: with the tokenizer's ends."""
+    return [tokenizer.with_ends(ids) for ids in _prompt_ids(tokenizer, texts)]
 
 
 def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:

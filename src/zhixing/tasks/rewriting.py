@@ -8,20 +8,25 @@ from its own length, so what is written for a text never depends on the texts be
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, NoReturn, Protocol, cast
+
+import torch
+from torch import Tensor
 
 from zhixing.decoding.protocol import LanguageModel, S, as_reader
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
-from zhixing.tasks.generation import Completion, generate
+from zhixing.tasks.generation import Completion, generate, source_ids
 from zhixing.text.sentences import split_sentences
 from zhixing.tokens.tokenizer import Tokenizer
 
 OnTooLong = Literal["error", "split", "truncate"]
 
 ROOM_CELL = 16  # tokens: sources of the same cell may write as much
+COVERED_AT_ONCE = 64  # hypotheses that are looked at together
 NO_SPACES = ("zh", "ja", "th", "lo", "km", "my")  # languages whose sentences stand without a space between
 
 
@@ -29,14 +34,26 @@ NO_SPACES = ("zh", "ja", "th", "lo", "km", "my")  # languages whose sentences st
 class Written:
     """What a model wrote for a text. `alternatives`: the n best of a single sentence, best first, with their scores.
 
-    score: the mean log-probability of the best one's tokens (sum / length ** length_penalty); of several sentences the
-    mean of theirs; None for a text that is only blank, and where nothing was searched (one beam).
+    score: the mean log-probability of the best one's tokens (sum / length ** length_penalty), with a coverage penalty
+    what that adds too; of several sentences the mean of theirs; None for a text that is only blank, and where nothing
+    was searched (one beam). Alternatives that were sampled have the mean log-probability of their tokens without the
+    end. No text is among the alternatives twice.
     """
 
     source: str
     text: str
     score: float | None = None
     alternatives: tuple[tuple[str, float], ...] = ()
+
+
+class Attentive(Protocol):
+    """A model that tells how much each token that is written takes from each that is read."""
+
+    def attention_weights(self, ids: Tensor, source_ids: Tensor, source_lengths: Tensor) -> Tensor:
+        """(B, T, S), rows sum to 1."""
+        ...
+
+    def head(self) -> Tensor: ...
 
 
 def fit_sources(
@@ -80,26 +97,114 @@ def _halves(tokenizer: Tokenizer, text: str, room: int) -> list[str]:
 
 
 def write_each(
-    model: LanguageModel[S], tokenizer: Tokenizer, sources: Sequence[str], settings: DecodingSettings
+    model: LanguageModel[S],
+    tokenizer: Tokenizer,
+    sources: Sequence[str],
+    settings: DecodingSettings,
+    *,
+    coverage_penalty: float = 0.0,
 ) -> list[list[Completion]]:
     """The settings.n texts that a model writes for each source, best first. settings.max_new_tokens is the most.
 
-    Sources of like lengths are written together. InputError as in `generate`.
+    Sources of like lengths are written together. A coverage penalty chooses among the hypotheses that are finished, by
+    `covering`. Samples, if several, come in the order of their mean log-probability. InputError as in `generate`.
     """
-    reader = as_reader(model)
-    assert reader is not None
+    assert as_reader(model) is not None, "the model does not read its prompts apart"
+    settings.check()
+    _check_coverage(coverage_penalty, settings)
+    sampled = settings.temperature > 0 and settings.n > 1
+    asked = dataclasses.replace(
+        settings,
+        n=settings.num_beams if coverage_penalty else settings.n,
+        logprobs=0 if sampled else settings.logprobs,
+    )
     rooms: dict[int, list[int]] = {}
     for number, ids in enumerate(tokenizer.encode_batch(sources)):
         cell = -(-max(1, len(ids)) // ROOM_CELL) * ROOM_CELL
-        rooms.setdefault(min(settings.max_new_tokens, 2 * cell + ROOM_CELL), []).append(number)
+        room = 2 * cell + ROOM_CELL + len(settings.prefix_ids)
+        rooms.setdefault(min(settings.max_new_tokens, room), []).append(number)
     found: list[list[Completion]] = [[] for _ in sources]
     for room, numbers in sorted(rooms.items()):
-        limited = dataclasses.replace(settings, max_new_tokens=room, min_new_tokens=min(settings.min_new_tokens, room))
+        limited = dataclasses.replace(asked, max_new_tokens=room, min_new_tokens=min(settings.min_new_tokens, room))
         numbers.sort(key=lambda number: len(sources[number]))
-        written = generate(model, tokenizer, [sources[number] for number in numbers], limited)
+        texts = [sources[number] for number in numbers]
+        written = generate(model, tokenizer, texts, limited)
+        if coverage_penalty:
+            written = covering(model, source_ids(tokenizer, texts), written, coverage_penalty)
+        if sampled:
+            written = [sorted(map(_scored, completions), key=_rank) for completions in written]
         for number, completions in zip(numbers, written, strict=True):
-            found[number] = completions
+            found[number] = completions[: settings.n]
     return found
+
+
+def _scored(sample: Completion) -> Completion:
+    """With the mean log-probability of its tokens for a score, if it has any."""
+    logprobs = sample.logprobs
+    return dataclasses.replace(sample, score=sum(logprobs) / len(logprobs) if logprobs else None)
+
+
+def _rank(completion: Completion) -> float:
+    """The smaller, the better; an empty sample is the worst."""
+    return math.inf if completion.score is None else -completion.score
+
+
+def coverage(weights: Tensor, lengths: Tensor, source_lengths: Tensor) -> Tensor:
+    """sum_i log(min(sum_t a_ti, 1)) of each hypothesis (B,): 0 if every token of its source was read whole.
+
+    weights (B, T, S): what each of the lengths (B,) tokens written took from each of the source_lengths (B,) tokens
+    read (Wu et al. 2016, eq. 14). For example a = ((1, 0), (0.5, 0.5)): log 1 + log 0.5.
+    """
+    _, count, width = weights.shape
+    written = torch.arange(count, device=weights.device) < lengths[:, None]  # (B, T)
+    read = torch.arange(width, device=weights.device) < source_lengths[:, None]  # (B, S)
+    sums = (weights.double() * written[:, :, None]).sum(dim=1)  # (B, S)
+    least = torch.finfo(torch.float32).tiny  # a token that nothing was taken from is no infinity
+    return torch.where(read, sums.clamp(least, 1).log(), 0.0).sum(dim=1)
+
+
+@torch.inference_mode()
+def covering(
+    model: LanguageModel[S], sources: Sequence[Sequence[int]], written: Sequence[list[Completion]], penalty: float
+) -> list[list[Completion]]:
+    """The hypotheses of each source ordered by score + penalty * coverage, which becomes their score.
+
+    It reorders hypotheses that are finished, after one pass of the model over all of them, and does not steer the
+    search as Wu et al. do: what was cut away cannot come back. The end of a text that was written counts as a token.
+    """
+    attentive, device = cast(Attentive, model), model.head().device
+    start_id: int = model.settings.start_id  # type: ignore[attr-defined]  # of every model that reads a source
+    pairs = [(place, completion) for place, completions in enumerate(written) for completion in completions]
+    scored: list[list[Completion]] = [[] for _ in written]
+    for first in range(0, len(pairs), COVERED_AT_ONCE):
+        part = pairs[first : first + COVERED_AT_ONCE]
+        rows = [[start_id, *(c.ids if c.finish_reason == "stop" else c.ids[:-1])] for _, c in part]
+        ids, lengths = _padded(rows, device)
+        read, source_lengths = _padded([sources[place] for place, _ in part], device)
+        weights = attentive.attention_weights(ids, read, source_lengths)  # (B, T, S)
+        for (place, completion), sum_of_logs in zip(
+            part, coverage(weights, lengths, source_lengths).tolist(), strict=True
+        ):
+            assert completion.score is not None, "only what was searched has a score"
+            score = completion.score + penalty * sum_of_logs
+            scored[place].append(dataclasses.replace(completion, score=score))
+    return [sorted(completions, key=_rank) for completions in scored]
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows as one tensor (B, T), right-padded with 0, and their lengths (B,)."""
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
+    return ids, torch.tensor([len(row) for row in rows], device=device)
+
+
+def _check_coverage(penalty: float, settings: DecodingSettings) -> None:
+    def refuse(why: str, mend: str) -> NoReturn:
+        raise InputError(f"coverage_penalty = {penalty!r} cannot be used", why=why, mend=mend)
+
+    if type(penalty) not in (int, float) or not (math.isfinite(penalty) and penalty >= 0):
+        refuse("it takes a finite number that is not below 0", "0 changes nothing, 0.2 is what Wu et al. 2016 take")
+    if penalty and settings.num_beams == 1:
+        refuse("with one beam there is nothing to choose from", "set num_beams, for example 4")
 
 
 def translate(
@@ -110,8 +215,12 @@ def translate(
     *,
     target_language: str = "",
     on_too_long: OnTooLong = "split",
+    coverage_penalty: float = 0.0,
 ) -> tuple[list[Written], int]:
-    """Each text in the other language, its lines kept; and how many sentences were longer than the model reads."""
+    """Each text in the other language, its lines kept; and how many sentences were longer than the model reads.
+
+    A text's first sentence begins with settings.prefix_ids, the others are free.
+    """
     joint = "" if target_language.lower().split("-")[0] in NO_SPACES else " "
     pieces: list[str] = []
     shapes: list[list[list[int]]] = []  # of each text its lines, of each line its pieces
@@ -126,16 +235,21 @@ def translate(
             lines.append(list(range(len(pieces), len(pieces) + len(new))))
             pieces += [" ".join(piece.split()) for piece in new]
         shapes.append(lines)
-    written = write_each(model, tokenizer, pieces, settings) if pieces else []
+    numbers = [[number for line in lines for number in line] for lines in shapes]  # of each text its pieces
+    begun = {of_text[0] for of_text in numbers if of_text} if settings.prefix_ids else set()
+    written: list[list[Completion]] = [[] for _ in pieces]
+    for places, how in (
+        ([n for n in range(len(pieces)) if n not in begun], dataclasses.replace(settings, prefix_ids=())),
+        (sorted(begun), settings),
+    ):
+        some = write_each(model, tokenizer, [pieces[n] for n in places], how, coverage_penalty=coverage_penalty)
+        for n, completions in zip(places, some, strict=True):
+            written[n] = completions
     answers = []
-    for text, lines in zip(texts, shapes, strict=True):
-        used = [number for line in lines for number in line]
-        best = [written[number][0] for number in used]
-        scores = [completion.score for completion in best if completion.score is not None]
-        alternatives: Any = ()
-        if len(used) == 1 and settings.n > 1:
-            alternatives = tuple((c.text.strip(), c.score if c.score is not None else 0.0) for c in written[used[0]])
-        whole = "\n".join(joint.join(written[number][0].text.strip() for number in line) for line in lines)
+    for text, lines, used in zip(texts, shapes, numbers, strict=True):
+        scores = [score for n in used if (score := written[n][0].score) is not None]
+        alternatives = _alternatives(written[used[0]]) if len(used) == 1 and settings.n > 1 else ()
+        whole = "\n".join(joint.join(written[n][0].text.strip() for n in line) for line in lines)
         answers.append(Written(text, whole, sum(scores) / len(scores) if scores else None, alternatives))
     return answers, too_long
 
@@ -147,8 +261,12 @@ def summarize(
     settings: DecodingSettings,
     *,
     on_too_long: OnTooLong = "split",
+    coverage_penalty: float = 0.0,
 ) -> tuple[list[Written], int]:
-    """A summary of each text; one that is too long is summarised in parts, and the parts' summaries then as a whole."""
+    """A summary of each text; one that is too long is summarised in parts, and the parts' summaries then as a whole.
+
+    settings.prefix_ids begin the summary of the whole, not those of parts.
+    """
     flat = [" ".join(text.split()) for text in texts]
     fitted, too_long = fit_sources(tokenizer, flat, _longest(model), on_too_long)
     for text, parts in zip(texts, fitted, strict=True):
@@ -157,19 +275,28 @@ def summarize(
     several = [number for number, parts in enumerate(fitted) if len(parts) > 1]
     if several:
         pieces = [piece for number in several for piece in fitted[number]]
-        short = iter(write_each(model, tokenizer, pieces, dataclasses.replace(settings, n=1)))
+        of_parts = dataclasses.replace(settings, n=1, prefix_ids=())
+        short = iter(write_each(model, tokenizer, pieces, of_parts, coverage_penalty=coverage_penalty))
         for number in several:
             joined = " ".join(next(short)[0].text.strip() for _ in fitted[number])
             again, _ = fit_sources(tokenizer, [joined], _longest(model), "truncate")
             fitted[number] = again[0]
-    written = write_each(model, tokenizer, [parts[0] for parts in fitted], settings)
+    sources = [parts[0] for parts in fitted]
+    written = write_each(model, tokenizer, sources, settings, coverage_penalty=coverage_penalty)
     answers = []
     for text, completions in zip(texts, written, strict=True):
-        alternatives: Any = ()
-        if settings.n > 1:
-            alternatives = tuple((c.text.strip(), c.score if c.score is not None else 0.0) for c in completions)
+        alternatives = _alternatives(completions) if settings.n > 1 else ()
         answers.append(Written(text, completions[0].text.strip(), completions[0].score, alternatives))
     return answers, too_long
+
+
+def _alternatives(completions: Sequence[Completion]) -> tuple[tuple[str, float], ...]:
+    """Texts and scores, best first; of those that say the same in other tokens the best, and no empty sample."""
+    best: dict[str, float] = {}
+    for completion in completions:
+        if completion.score is not None:
+            best.setdefault(completion.text.strip(), completion.score)
+    return tuple(best.items())
 
 
 def _longest(model: LanguageModel[S]) -> int:
