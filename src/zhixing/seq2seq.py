@@ -485,32 +485,138 @@ class _Writer:
         return self.model
 
     @overload
-    def __call__(self, texts: str, *, num_beams: int | None = None, n_best: int = 1) -> Written: ...
-    @overload
-    def __call__(self, texts: list[str], *, num_beams: int | None = None, n_best: int = 1) -> list[Written]: ...
     def __call__(
-        self, texts: str | list[str], *, num_beams: int | None = None, n_best: int = 1
+        self,
+        texts: str,
+        *,
+        num_beams: int | None = None,
+        n_best: int = 1,
+        prefix: str = "",
+        coverage_penalty: float = 0.0,
+        no_repeat_ngram_size: int = 0,
+        num_beam_groups: int = 1,
+        diversity_penalty: float = 0.0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = 0,
+    ) -> Written: ...
+    @overload
+    def __call__(
+        self,
+        texts: list[str],
+        *,
+        num_beams: int | None = None,
+        n_best: int = 1,
+        prefix: str = "",
+        coverage_penalty: float = 0.0,
+        no_repeat_ngram_size: int = 0,
+        num_beam_groups: int = 1,
+        diversity_penalty: float = 0.0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = 0,
+    ) -> list[Written]: ...
+    def __call__(
+        self,
+        texts: str | list[str],
+        *,
+        num_beams: int | None = None,
+        n_best: int = 1,
+        prefix: str = "",
+        coverage_penalty: float = 0.0,
+        no_repeat_ngram_size: int = 0,
+        num_beam_groups: int = 1,
+        diversity_penalty: float = 0.0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = 0,
     ) -> Written | list[Written]:
-        """What the model writes for a text, or for each of a list; n_best above 1: alternatives and their scores."""
-        settings = self.settings(num_beams, n_best)
-        found, too_long = self._each([texts] if isinstance(texts, str) else texts, settings)
+        """What the model writes for a text, or for each of a list; n_best above 1: alternatives and their scores.
+
+        prefix: what is written for each text begins with it. coverage_penalty: of the hypotheses found the one is taken
+        that leaves least of the text unread (0.2 is usual). A temperature above 0 samples, with one beam; the rest is
+        as in DecodingSettings. InputError for what cannot be used.
+        """
+        settings = self.settings(
+            num_beams=num_beams,
+            n_best=n_best,
+            prefix=prefix,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            num_beam_groups=num_beam_groups,
+            diversity_penalty=diversity_penalty,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+        )
+        found, too_long = self._each([texts] if isinstance(texts, str) else texts, settings, coverage_penalty)
         self.too_long += too_long
         return found[0] if isinstance(texts, str) else found
 
-    def _each(self, texts: Sequence[str], settings: DecodingSettings) -> tuple[list[Written], int]:
+    def _each(
+        self, texts: Sequence[str], settings: DecodingSettings, coverage_penalty: float
+    ) -> tuple[list[Written], int]:
         raise NotImplementedError
 
-    def settings(self, num_beams: int | None = None, n_best: int = 1) -> DecodingSettings:
-        """How it searches: by the run's number of beams if none is given."""
-        beams = max(self.num_beams if num_beams is None else num_beams, n_best)
+    def settings(
+        self,
+        *,
+        num_beams: int | None = None,
+        n_best: int = 1,
+        prefix: str = "",
+        no_repeat_ngram_size: int = 0,
+        num_beam_groups: int = 1,
+        diversity_penalty: float = 0.0,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = 0,
+    ) -> DecodingSettings:
+        """How it searches, by the run's number of beams if none is given; or how it samples."""
+        most = min(MOST_NEW_TOKENS, self.model.settings.max_len - 1)
+        if temperature == 0:
+            for name, value, neutral in (("top_k", top_k, 0), ("top_p", top_p, 1)):
+                if value != neutral:
+                    why = "with temperature 0 nothing is sampled"
+                    raise InputError(f"{name} = {value!r} cannot be used", why=why, mend="set temperature = 1")
+            beams = max(self.num_beams if num_beams is None else num_beams, n_best)
+        elif num_beams is not None and num_beams > 1:
+            why = f"with num_beams = {num_beams} the most probable is searched, and nothing is sampled"
+            mend = "leave num_beams out, or set temperature = 0"
+            raise InputError(f"temperature = {temperature!r} cannot be used", why=why, mend=mend)
+        else:
+            beams = 1
         return DecodingSettings(
-            max_new_tokens=min(MOST_NEW_TOKENS, self.model.settings.max_len - 1),
+            max_new_tokens=most,
             num_beams=beams,
             n=n_best,
             length_penalty=self.length_penalty,
             early_stopping=True,
             eos_ids=(self.tokenizer.eos_id,),
+            prefix_ids=self._prefix_ids(prefix, most),
+            no_repeat_ngram_size=no_repeat_ngram_size,
+            num_beam_groups=num_beam_groups,
+            diversity_penalty=diversity_penalty,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
         )
+
+    def _prefix_ids(self, prefix: str, most: int) -> tuple[int, ...]:
+        """The tokens of what every text written must begin with; InputError where they cannot be written."""
+        tokenizer = self.stored.target_tokenizer or self.tokenizer
+        ids = tokenizer.encode(prefix.strip())  # a blank at its end belongs to the word behind it
+        shown = f"prefix = {prefix[:60]!r} cannot be used"
+        if len(ids) > most:
+            why = f"it has {len(ids):,} tokens, the model writes {most:,} at most"
+            raise InputError(shown, why=why, mend="shorten it")
+        if tokenizer.unk_id is not None and tokenizer.unk_id in ids:
+            raise InputError(shown, why="the model's vocabulary lacks something in it", mend="say it in other words")
+        return tuple(ids)
 
     def alignment(self, source: str, text: str) -> tuple[list[str], list[str], NDArray[np.float32]]:
         """The tokens of a source and of a text, and how much each of the text's took from each of the source's (T, S).
@@ -574,10 +680,17 @@ class _Writer:
 class Translator(_Writer):
     """A model that says a text in another language: `translator("Open the file.").text`."""
 
-    def _each(self, texts: Sequence[str], settings: DecodingSettings) -> tuple[list[Written], int]:
-        target = self.stored.target_language
+    def _each(
+        self, texts: Sequence[str], settings: DecodingSettings, coverage_penalty: float
+    ) -> tuple[list[Written], int]:
         return translate(
-            self.decoder, self.tokenizer, texts, settings, target_language=target, on_too_long=self.on_too_long
+            self.decoder,
+            self.tokenizer,
+            texts,
+            settings,
+            target_language=self.stored.target_language,
+            on_too_long=self.on_too_long,
+            coverage_penalty=coverage_penalty,
         )
 
     def scores(
@@ -605,8 +718,17 @@ class Translator(_Writer):
 class Summarizer(_Writer):
     """A model that says a text in fewer words: `summarizer(text).text`."""
 
-    def _each(self, texts: Sequence[str], settings: DecodingSettings) -> tuple[list[Written], int]:
-        return summarize(self.decoder, self.tokenizer, texts, settings, on_too_long=self.on_too_long)
+    def _each(
+        self, texts: Sequence[str], settings: DecodingSettings, coverage_penalty: float
+    ) -> tuple[list[Written], int]:
+        return summarize(
+            self.decoder,
+            self.tokenizer,
+            texts,
+            settings,
+            on_too_long=self.on_too_long,
+            coverage_penalty=coverage_penalty,
+        )
 
     def scores(
         self, pairs: Pairs, outputs: Sequence[str], *, train: Pairs | None = None, seed: int = 0

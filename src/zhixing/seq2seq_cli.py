@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,13 @@ NBest = Annotated[int, typer.Option(help="So many texts for each, best first, wi
 Alignment = Annotated[
     str | None, typer.Option(metavar="FILE.html", help="Write a page of what was read for what was written.")
 ]
+Prefix = Annotated[str, typer.Option(help="What is written for each text begins with this.")]
+Coverage = Annotated[
+    float, typer.Option(metavar="BETA", help="Above 0, 0.2 for example: of the beams, one that leaves no part unread.")
+]
+Temperature = Annotated[float, typer.Option(help="Above 0: sample instead of searching; 1: as the model says.")]
+TopP = Annotated[float, typer.Option(help="Sample only the likeliest tokens that make up this share.")]
+Seed = Annotated[int, typer.Option(help="Of samples: the same seed gives the same text.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a text.")]
 BLOCK = 1 << 16  # bytes read from a pipe at once
 
@@ -33,11 +41,17 @@ def translate_command(
     texts: Texts,
     num_beams: Beams = None,
     n_best: NBest = 1,
+    prefix: Prefix = "",
+    coverage_penalty: Coverage = 0.0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
     as_json: AsJson = False,
     alignment: Alignment = None,
 ) -> None:
     """Translate texts. Lines and paragraphs are kept; from a pipe each line is answered by a line as it comes."""
-    _write(run, texts, num_beams, n_best, as_json, alignment, task="translation")
+    how = _How(num_beams, n_best, prefix, coverage_penalty, temperature, top_p, seed)
+    _write(run, texts, how, as_json, alignment, task="translation")
 
 
 def summarize_command(
@@ -45,22 +59,39 @@ def summarize_command(
     texts: Texts,
     num_beams: Beams = None,
     n_best: NBest = 1,
+    prefix: Prefix = "",
+    coverage_penalty: Coverage = 0.0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
     as_json: AsJson = False,
     alignment: Alignment = None,
 ) -> None:
     """Say texts in fewer words. A file is one text, stdin too."""
-    _write(run, texts, num_beams, n_best, as_json, alignment, task="summarization")
+    how = _How(num_beams, n_best, prefix, coverage_penalty, temperature, top_p, seed)
+    _write(run, texts, how, as_json, alignment, task="summarization")
 
 
-def _write(
-    run: str, texts: list[str], num_beams: int | None, n_best: int, as_json: bool, alignment: str | None, *, task: str
-) -> None:
+@dataclass(frozen=True)
+class _How:
+    """How texts are written: what both commands take."""
+
+    num_beams: int | None
+    n_best: int
+    prefix: str
+    coverage_penalty: float
+    temperature: float
+    top_p: float
+    seed: int
+
+
+def _write(run: str, texts: list[str], how: _How, as_json: bool, alignment: str | None, *, task: str) -> None:
     from zhixing.seq2seq import load_seq2seq
 
-    if num_beams is not None and num_beams < 1:
-        raise InputError(f"num_beams = {num_beams} cannot be used", mend="the least is 1")
-    if n_best < 1:
-        raise InputError(f"n_best = {n_best} cannot be used", mend="the least is 1")
+    if how.num_beams is not None and how.num_beams < 1:
+        raise InputError(f"num_beams = {how.num_beams} cannot be used", mend="the least is 1")
+    if how.n_best < 1:
+        raise InputError(f"n_best = {how.n_best} cannot be used", mend="the least is 1")
     model = load_seq2seq(run)
     if model.stored.task != task:
         other = "summarize" if model.stored.task == "summarization" else "translate"
@@ -69,8 +100,8 @@ def _write(
     for number, argument in enumerate(texts, 1):
         parts = _lines(sys.stdin.fileno()) if argument == "-" and task == "translation" else [[_text(argument, number)]]
         for part in parts:
-            for answer in model(part, num_beams=num_beams, n_best=n_best):
-                if as_json or n_best > 1:
+            for answer in model(part, **dataclasses.asdict(how)):
+                if as_json or how.n_best > 1:
                     typer.echo(json.dumps(dataclasses.asdict(answer), ensure_ascii=False))
                 else:
                     typer.echo(answer.text)
