@@ -52,15 +52,18 @@ from zhixing.tasks.rewriting import OnTooLong, Written, summarize, translate, wr
 from zhixing.text.pairs import Pairs, PairSettings, read_pairs, repeated_pairs, split_pairs
 from zhixing.tokens.paired import PairedTexts
 from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
+from zhixing.training.checkpoint import list_steps
 from zhixing.training.loop import FitResult, fit, take_best
 from zhixing.training.memory import keep_memory
 from zhixing.training.objectives import target_given_source
 from zhixing.training.optimizers import make_optimizers
 from zhixing.training.parallel import Parallel
 from zhixing.training.plan import MATMUL_SHARE, d_ff, matmul_speed, native_bf16, usable_cores
+from zhixing.training.spans import CorruptedTexts
 
 MOST_STEPS = 100_000
 MOST_NEW_TOKENS = 512
+SENTINELS = 100  # of a t5, behind the tokenizer's ids: what stands for a span that is left out
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -167,6 +170,8 @@ def train_seq2seq(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel
         "threads": torch.get_num_threads(),
         "dtype": "bfloat16" if bf16 else "float32",
     }
+    if recipe.task.pretrain_steps and not list_steps(run_dir):  # else the checkpoint has what came of it
+        _pretrain(model, tokenizer, recipe, parts, run_dir, bf16)
     result = fit(
         model,
         target_given_source(recipe.train.label_smoothing_factor),
@@ -188,6 +193,50 @@ def train_seq2seq(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel
     run = _kind(task)(run_dir, stored, recipe.task.on_too_long)
     _finish(run, recipe, parts, sides[0], result, time.perf_counter() - began)
     return run
+
+
+def _pretrain(model: Seq2Seq, tokenizer: Tokenizer, recipe: Recipe, parts: Parts, run_dir: Path, bf16: bool) -> None:
+    """Span corruption on both sides of the training pairs, each a text by itself (Raffel et al. 2020, 3.1.4)."""
+    steps, seed = recipe.task.pretrain_steps, recipe.train.seed
+    say(f"first {steps:,} steps of filling in spans that are left out of the training texts")
+    folder = run_dir / "pretraining"
+    sides = []
+    for pairs in (parts.train, parts.validation):
+        ids = tokenizer.encode_batch([side for pair in pairs for side in (pair.source, pair.target)])
+        rows = [row[: recipe.model.max_len - 1] for row in ids if len(row) > 1]
+        if not rows:
+            raise InputError("no text is long enough to leave a span out", mend="set task.pretrain_steps = 0")
+        sides.append(
+            CorruptedTexts(
+                rows,
+                first_sentinel_id=model.settings.vocab_size - 1,
+                eos_id=tokenizer.eos_id,
+                start_id=tokenizer.pad_id,
+                pad_id=tokenizer.pad_id,
+                budget=recipe.train.max_tokens_per_batch,
+                seed=seed,
+            )
+        )
+    settings = replace(
+        recipe.train, max_steps=steps, warmup_steps=min(recipe.train.warmup_steps, steps // 5),
+        eval_steps=max(1, steps // 10), save_steps=max(1, steps // 4), early_stopping_patience=0,
+        per_device_train_batch_size=1,
+    )  # fmt: skip
+    facts = {
+        "recipe": recipe_hash(recipe),
+        "tokenizer": tokenizer.fingerprint(),
+        "data": parts.train.fingerprint()[:16],
+    }
+    result = fit(
+        model, target_given_source(),
+        make_optimizers(model, settings, torch.bfloat16 if native_bf16() else torch.float32), sides[0], sides[1],
+        settings,
+        replace(recipe.eval, max_sequences=min(32, len(sides[1])), per_device_eval_batch_size=1), folder, facts,
+        resume=(folder / "checkpoints").exists(), bf16=bf16, unit="written tokens",
+    )  # fmt: skip
+    if result.ended == "signal":
+        say(f"go on with:  zhixing train ... --out {run_dir} --resume")
+        raise SystemExit(result.exit_code)
 
 
 def _batches(pairs: Pairs, tokenizer: Tokenizer, recipe: Recipe, name: str) -> PairedTexts:
@@ -252,7 +301,7 @@ def build_seq2seq(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generat
     if m.family == "t5":
         return T5(
             T5Settings(
-                vocab_size,
+                vocab_size + SENTINELS,
                 d_model=m.d_model,
                 d_kv=m.d_model // m.n_heads,
                 n_encoder_layers=n_encoder_layers,
@@ -327,7 +376,10 @@ def _plan(model: Seq2Seq, recipe: Recipe, batches: PairedTexts, bf16: bool) -> s
                 "pairs",
                 f"{len(batches.sources):,}: {quantity(read)} tokens to read, {quantity(batches.n_targets)} to write",
             ),
-            ("batches", f"{len(batches):,} of up to {t.max_tokens_per_batch:,} tokens, {batches.padded:.1%} padding"),
+            (
+                "batches",
+                f"{len(batches):,} of up to {t.max_tokens_per_batch:,} tokens, {batches.budget.padding:.1%} padding",
+            ),
             ("run", f"{steps:,} steps, {epochs:.3g} times the pairs, {t.optim}"),
             ("time", f"{duration(low)} to {duration(high)}"),
         )
@@ -372,7 +424,7 @@ def _finish(
             "ended": result.ended,
             "training_seconds": round(result.seconds, 1),
             "written_tokens_per_second": round(result.tokens / max(result.seconds, 1e-9)),
-            "padding": round(batches.padded, 4),
+            "padding": round(batches.budget.padding, 4),
             "sentences_per_second": round(len(outputs) / max(decoding, 1e-9), 2),
             "num_beams": run.num_beams,
             "total_seconds": round(seconds + time.perf_counter() - began, 1),
