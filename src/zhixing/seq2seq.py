@@ -34,6 +34,7 @@ from zhixing.evaluation.seq2seq_report import write_seq2seq_report
 from zhixing.evaluation.text_baselines import TranslationMemory, copy, lead_sentence, text_rank
 from zhixing.evaluation.translation import score_translations
 from zhixing.files import MANIFEST, atomic_write, write_manifest
+from zhixing.interchange.model_directory import GENERATION_CONFIG, read_json
 from zhixing.interchange.seq2seq_directory import (
     Seq2Seq,
     StoredSeq2Seq,
@@ -63,6 +64,7 @@ from zhixing.training.spans import CorruptedTexts
 
 MOST_STEPS = 100_000
 MOST_NEW_TOKENS = 512
+MOST_BEAMS = 64  # that another tool's folder may ask for
 SENTINELS = 100  # of a t5, behind the tokenizer's ids: what stands for a span that is left out
 
 
@@ -822,8 +824,17 @@ def load_seq2seq(path: str | Path) -> Translator | Summarizer:
         raise InputError("this model does not read one text and write another", where=str(folder))
     torch.set_num_threads(usable_cores())
     stored = read_seq2seq(folder)
+    if stored.target_tokenizer is not None and getattr(stored.model.settings, "source_vocab_size", 0):
+        raise InputError(
+            "the model has a vocabulary for each side", where=str(folder), why="what it writes is not decoded yet"
+        )
     run = _kind(stored.task)(folder, stored)
     if run.recipe is not None:
         run.on_too_long = run.recipe.task.on_too_long
         run.num_beams, run.length_penalty = run.recipe.eval.num_beams, run.recipe.eval.length_penalty
+    elif (folder / GENERATION_CONFIG).is_file():  # of transformers: it searches as its makers say
+        said = read_json(folder / GENERATION_CONFIG)
+        beams, penalty = said.get("num_beams"), said.get("length_penalty")
+        run.num_beams = beams if type(beams) is int and 0 < beams <= MOST_BEAMS else run.num_beams
+        run.length_penalty = float(penalty) if type(penalty) in (int, float) else run.length_penalty
     return run
