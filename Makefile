@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests run beside each other, a file each, one thread to a process; more than four processes fill a laptop's memory.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n < 4 ? n : 4)))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: help setup demo test test-all lint bench clean
 .DEFAULT_GOAL := help
@@ -35,10 +38,10 @@ test: lint ## lint, then every fast test
 	  select="not browser and not slow and not release and not network"; \
 	else select="not slow and not release and not network"; fi; \
 	echo "Left out: tests marked slow, release and network (make test-all runs slow; pytest -m release or -m network the others)."; \
-	$(BIN)/python -m pytest -m "$$select"
+	$(PYTEST) -m "$$select"
 
 test-all: lint ## the slow tests too
-	$(BIN)/python -m pytest -m "not release and not network"
+	$(PYTEST) -m "not release and not network"
 
 bench: $(READY) ## speed beside the peers (benchmarks/peers.py says what it needs)
 	$(BIN)/python benchmarks/gpt_train.py

@@ -824,7 +824,8 @@ def load_seq2seq(path: str | Path) -> Translator | Summarizer:
         raise InputError("this model does not read one text and write another", where=str(folder))
     torch.set_num_threads(usable_cores())
     stored = read_seq2seq(folder)
-    if stored.target_tokenizer is not None and getattr(stored.model.settings, "source_vocab_size", 0):
+    of_each_side = isinstance(stored.model, Marian) and stored.model.settings.source_vocab_size > 0
+    if stored.target_tokenizer is not None and of_each_side:
         raise InputError(
             "the model has a vocabulary for each side", where=str(folder), why="what it writes is not decoded yet"
         )
@@ -836,5 +837,5 @@ def load_seq2seq(path: str | Path) -> Translator | Summarizer:
         said = read_json(folder / GENERATION_CONFIG)
         beams, penalty = said.get("num_beams"), said.get("length_penalty")
         run.num_beams = beams if type(beams) is int and 0 < beams <= MOST_BEAMS else run.num_beams
-        run.length_penalty = float(penalty) if type(penalty) in (int, float) else run.length_penalty
+        run.length_penalty = float(penalty) if isinstance(penalty, int | float) else run.length_penalty
     return run
