@@ -161,8 +161,8 @@ def test_the_command_line(run: Translator, tmp_path: Path) -> None:
     file.write_text("open the red file\nclose a small table\n", encoding="utf-8")
     done = command("translate", str(run.path), str(file))
     assert done.returncode == 0 and done.stdout == run("open the red file\nclose a small table").text + "\n"
-    best = json.loads(command("translate", str(run.path), "print a blue page", "--n-best", "2").stdout)
-    assert len(best["alternatives"]) == 2 and best["text"] == run("print a blue page").text
+    best = json.loads(command("translate", str(run.path), "print a blue page", "--n-best", "4").stdout)
+    assert len(best["alternatives"]) > 1 and best["text"] == run("print a blue page").text
     assert "bleu" in command("evaluate", str(run.path)).stdout
     wrong = command("summarize", str(run.path), "open the red file")
     assert wrong.returncode == 2 and "zhixing translate" in wrong.stderr
@@ -238,7 +238,9 @@ def test_the_other_families_are_written_and_read(data: Path, tmp_path: Path, fam
     again = cast(Translator, zhixing.load(run.path))
     texts = [row["source"] for row in phrases(12, seed=3)]
     written = again.write(texts)
-    assert written == run.write(texts) and any(written)
+    assert written == run.write(texts)
+    own, read = run.model.state_dict(), again.model.state_dict()
+    assert own.keys() == read.keys() and all(torch.equal(own[name], read[name]) for name in own)
     if family == "t5":
         transformers = pytest.importorskip("transformers")
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(run.path)

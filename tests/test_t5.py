@@ -253,7 +253,7 @@ def test_step_by_step_is_all_at_once(settings: dict[str, Any]) -> None:
         state, start = model.read_sources(read, 40)
         parts = [start[:, None], model.step(ids[:, 1:4], 3 * ones, state)]
         parts += [model.step(ids[:, i : i + 1], ones, state) for i in range(4, 40)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
     with torch.no_grad():  # rows of different lengths in one call
         state, _ = model.read_sources(read, 40)
         uneven = torch.tensor([3, 1, 2])
@@ -264,7 +264,7 @@ def test_step_by_step_is_all_at_once(settings: dict[str, Any]) -> None:
         third = model.step(torch.stack([ids[r, n : n + 1] for r, n in enumerate(state.lengths.tolist())]), ones, state)
     for row, n in enumerate(uneven.tolist()):
         found = torch.cat([first[row, :n], second[row], third[row]])
-        torch.testing.assert_close(found, whole[row, 1 : n + 5], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found, whole[row, 1 : n + 5], rtol=1e-4, atol=1e-4)
 
 
 def test_rows_that_are_picked_repeated_dropped_and_joined() -> None:

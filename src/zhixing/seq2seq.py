@@ -50,7 +50,7 @@ from zhixing.progress import Progress, duration, quantity, say
 from zhixing.recipe import Recipe, parse_recipe
 from zhixing.run import as_begun, peak_memory, precision_line, recipe_hash, threads_of
 from zhixing.tasks.rewriting import OnTooLong, Written, summarize, translate, write_each
-from zhixing.text.pairs import Pairs, PairSettings, read_pairs, repeated_pairs, split_pairs
+from zhixing.text.pairs import SIDES, Pairs, PairSettings, Side, read_pairs, repeated_pairs, split_pairs
 from zhixing.tokens.paired import PairedTexts
 from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
 from zhixing.training.checkpoint import list_steps
@@ -100,19 +100,20 @@ def prepare(recipe: Recipe, run_dir: Path) -> Parts:
     if not recipe.data.source:
         raise InputError("the recipe names no pairs", mend='set data.source = "a file, two files A,B or a data set"')
     settings, seed = pair_settings(recipe), recipe.train.seed
+    sides: tuple[Side, ...] = ("source",) if recipe.task.kind == "summarization" else SIDES
     pairs = read_pairs(recipe.data.source, settings, quarantine=run_dir / "quarantine.jsonl")
     if recipe.task.test:
         train, test = pairs, read_pairs(recipe.task.test, settings)
-        repeats, near = repeated_pairs(train, test)
+        repeats, near = repeated_pairs(train, test, sides)
         how = (
             f"{len(test):,} test pairs from {recipe.task.test}; {len(repeats):,} repeat a training text on one side,"
             f" {len(near):,} nearly"
         )
     else:
-        train, test, report = split_pairs(pairs, recipe.data.heldout_fraction, seed)
+        train, test, report = split_pairs(pairs, recipe.data.heldout_fraction, seed, sides)
         how = report.summary()
     say(how)
-    train, validation, _ = split_pairs(train, recipe.task.validation_fraction, seed + 1)
+    train, validation, _ = split_pairs(train, recipe.task.validation_fraction, seed + 1, sides)
     say(f"{len(train):,} pairs to learn from, {len(validation):,} choose the best step, {len(test):,} to test")
     return Parts(train, validation, test, how)
 

@@ -16,7 +16,7 @@ import hashlib
 import re
 import xml.parsers.expat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -29,6 +29,8 @@ from zhixing.text import catalogue, cleaning, readers
 from zhixing.text.readers import Bad, Row, SourceFile
 
 OnSuspect = Literal["drop", "keep"]
+Side = Literal["source", "target"]
+SIDES: tuple[Side, ...] = ("source", "target")
 
 SLACK = 20  # bytes that a side may have more whatever the ratio: short texts differ by a word
 SWAPPED = 0.8  # of the pairs whose sides are in each other's script: then the columns are taken the wrong way round
@@ -526,12 +528,15 @@ class PairSplitReport:
         return "; ".join(parts)
 
 
-def split_pairs(pairs: Pairs, heldout_fraction: float, seed: int) -> tuple[Pairs, Pairs, PairSplitReport]:
+def split_pairs(
+    pairs: Pairs, heldout_fraction: float, seed: int, sides: Sequence[Side] = SIDES
+) -> tuple[Pairs, Pairs, PairSplitReport]:
     """Training pairs, held-out pairs and a report: a pure function of the pairs, the fraction and the seed.
 
     A group goes to one side whole; a pair without one is its own. Groups are held out in the order of the hash of seed
     and group until they hold the fraction. Then held-out pairs whose source or target is a training text, or nearly
-    one, are removed: a page repeats what other pages say. InputError: fewer than two groups, nothing left to hold out.
+    one, are removed: a page repeats what other pages say. `sides` are those that are looked at: two texts may well have
+    the same summary. InputError: fewer than two groups, nothing left to hold out.
     """
     if not 0 < heldout_fraction < 1:
         raise InputError(
@@ -550,7 +555,7 @@ def split_pairs(pairs: Pairs, heldout_fraction: float, seed: int) -> tuple[Pairs
     out = _draw(units, heldout_fraction, seed, len(pairs))
     train = pairs.pick(i for i in range(len(pairs)) if i not in out)
     held = pairs.pick(sorted(out))
-    repeats, near = repeated_pairs(train, held)
+    repeats, near = repeated_pairs(train, held, sides)
     left = held.pick(i for i in range(len(held)) if i not in repeats and i not in near)
     if not left:
         raise InputError(
@@ -580,7 +585,7 @@ def _draw(units: dict[str, list[int]], fraction: float, seed: int, total: int) -
     return out or set(smallest)  # so few that each group is more than twice the share
 
 
-def repeated_pairs(train: Pairs, held: Pairs) -> tuple[set[int], set[int]]:
+def repeated_pairs(train: Pairs, held: Pairs, sides: Sequence[Side] = SIDES) -> tuple[set[int], set[int]]:
     """Indices of held-out pairs with a side that a training pair has on that side: word for word, nearly.
 
     A text is compared with the first one only of each MinHash band. Where thousands share a boilerplate some near ones
@@ -588,11 +593,11 @@ def repeated_pairs(train: Pairs, held: Pairs) -> tuple[set[int], set[int]]:
     """
     repeats: set[int] = set()
     near: set[int] = set()
-    for side in ("source", "target"):
+    for side in sides:
         known = {_key(getattr(pair, side)) for pair in train}
         repeats |= {i for i, pair in enumerate(held) if _key(getattr(pair, side)) in known}
     kept = [i for i in range(len(held)) if i not in repeats]
-    for side in ("source", "target"):
+    for side in sides:
         # the training texts come first: a text that nearly repeats one of these and a held-out one is found with these
         texts = [getattr(pair, side) for pair in chain(train, held.pick(kept))]
         near |= {kept[i - len(train)] for i, earlier in _near(texts).items() if i >= len(train) > earlier}
