@@ -48,6 +48,7 @@ for start in ("random", "labels"):
 """
 
 
+@pytest.mark.slow
 def test_bits_do_not_depend_on_who_compiled(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "2"}
     told = [
