@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Tests run beside each other, a file each, one thread to a process; more than four processes fill a laptop's memory.
+# Tests run beside each other, a file each in the order of their names (the longest files have few tests, so they must not
+# come last), one thread to a process; more than four processes fill a laptop's memory.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n < 4 ? n : 4)))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=15
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=15
 
 .PHONY: help setup demo test test-all lint bench clean
 .DEFAULT_GOAL := help

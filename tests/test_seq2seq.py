@@ -12,14 +12,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
 
 import zhixing
 from phrases import lay, phrases
+from zhixing.cli import main
 from zhixing.errors import InputError
 from zhixing.files import sha256_file, verify_manifest
 from zhixing.run import load as load_language_model
@@ -129,11 +131,10 @@ def test_a_text_longer_than_the_model_reads(run: Translator) -> None:
     assert run.num_beams == 3 and run(words, num_beams=1).text
 
 
-@pytest.mark.parametrize("command", ["translate"])
-def test_a_pipe_is_answered_line_by_line(run: Translator, command: str) -> None:
+def test_a_pipe_is_answered_line_by_line(run: Translator) -> None:
     lines = ["open the red file", "", "close a small table"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "zhixing", command, str(run.path), "-"],
+        [sys.executable, "-m", "zhixing", "translate", str(run.path), "-"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdin is not None and process.stdout is not None
@@ -150,13 +151,25 @@ def test_a_pipe_is_answered_line_by_line(run: Translator, command: str) -> None:
         process.stdout.close()
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "zhixing", *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_the_command_line(run: Translator, tmp_path: Path) -> None:
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command line in this process; a new one would take seconds to import torch."""
+
+    def run(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = main(arguments)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_line(run: Translator, tmp_path: Path, command: Callable[..., Done]) -> None:
     file = tmp_path / "text.txt"
     file.write_text("open the red file\nclose a small table\n", encoding="utf-8")
     done = command("translate", str(run.path), str(file))
@@ -209,7 +222,7 @@ def test_a_family_that_reads_pairs_is_no_language_model(data: Path, tmp_path: Pa
         zhixing.train(str(data), "model.family=marian", out=str(tmp_path / "out"))
 
 
-def test_a_summarizer(tmp_path: Path) -> None:
+def test_a_summarizer(tmp_path: Path, command: Callable[..., Done]) -> None:
     """The last word of a phrase is its summary; a text beyond the model's reach is summarised by parts."""
     rows = [
         {"document": row["source"], "summary": row["source"].split()[-1], "group": row["group"]} for row in phrases(300)
@@ -253,7 +266,7 @@ def test_the_other_families_are_written_and_read(data: Path, tmp_path: Path, fam
             assert tokenizer.decode(found[0], skip_special_tokens=True).strip() == own
 
 
-def test_what_was_read_for_what_was_written(run: Translator, tmp_path: Path) -> None:
+def test_what_was_read_for_what_was_written(run: Translator, tmp_path: Path, command: Callable[..., Done]) -> None:
     source = "open the red file"
     read, written, weights = run.alignment(source, run(source).text)
     assert "".join(read) == source and "".join(written) == run(source).text
