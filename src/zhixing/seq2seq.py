@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -515,6 +515,21 @@ def _card(run: Translator | Summarizer, recipe: Recipe, parts: Parts, scores: di
 # ---- using a run -----------------------------------------------------------------------------------------------------
 
 
+class Search(TypedDict, total=False):
+    """How a call of a translator or a summarizer writes; the defaults are those of `settings`."""
+
+    num_beams: int | None
+    n_best: int
+    prefix: str
+    no_repeat_ngram_size: int
+    num_beam_groups: int
+    diversity_penalty: float
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+
+
 @dataclass
 class _Writer:
     """What translators and summarizers share: a model in a folder, and how it searches."""
@@ -540,54 +555,11 @@ class _Writer:
         return self.model
 
     @overload
-    def __call__(
-        self,
-        texts: str,
-        *,
-        num_beams: int | None = None,
-        n_best: int = 1,
-        prefix: str = "",
-        coverage_penalty: float = 0.0,
-        no_repeat_ngram_size: int = 0,
-        num_beam_groups: int = 1,
-        diversity_penalty: float = 0.0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = 0,
-    ) -> Written: ...
+    def __call__(self, texts: str, *, coverage_penalty: float = 0.0, **how: Unpack[Search]) -> Written: ...
     @overload
+    def __call__(self, texts: list[str], *, coverage_penalty: float = 0.0, **how: Unpack[Search]) -> list[Written]: ...
     def __call__(
-        self,
-        texts: list[str],
-        *,
-        num_beams: int | None = None,
-        n_best: int = 1,
-        prefix: str = "",
-        coverage_penalty: float = 0.0,
-        no_repeat_ngram_size: int = 0,
-        num_beam_groups: int = 1,
-        diversity_penalty: float = 0.0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = 0,
-    ) -> list[Written]: ...
-    def __call__(
-        self,
-        texts: str | list[str],
-        *,
-        num_beams: int | None = None,
-        n_best: int = 1,
-        prefix: str = "",
-        coverage_penalty: float = 0.0,
-        no_repeat_ngram_size: int = 0,
-        num_beam_groups: int = 1,
-        diversity_penalty: float = 0.0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = 0,
+        self, texts: str | list[str], *, coverage_penalty: float = 0.0, **how: Unpack[Search]
     ) -> Written | list[Written]:
         """What the model writes for a text, or for each of a list; n_best above 1: alternatives and their scores.
 
@@ -595,18 +567,7 @@ class _Writer:
         that leaves least of the text unread (0.2 is usual). A temperature above 0 samples, with one beam; the rest is
         as in DecodingSettings. InputError for what cannot be used.
         """
-        settings = self.settings(
-            num_beams=num_beams,
-            n_best=n_best,
-            prefix=prefix,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-            num_beam_groups=num_beam_groups,
-            diversity_penalty=diversity_penalty,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-        )
+        settings = self.settings(**how)
         found, too_long = self._each([texts] if isinstance(texts, str) else texts, settings, coverage_penalty)
         self.too_long += too_long
         return found[0] if isinstance(texts, str) else found
@@ -614,7 +575,14 @@ class _Writer:
     def _each(
         self, texts: Sequence[str], settings: DecodingSettings, coverage_penalty: float
     ) -> tuple[list[Written], int]:
-        raise NotImplementedError
+        model, tokenizer, too_long = self.decoder, self.tokenizer, self.on_too_long
+        if self.stored.task == "summarization":
+            return summarize(model, tokenizer, texts, settings, on_too_long=too_long, coverage_penalty=coverage_penalty)
+        language = self.stored.target_language
+        return translate(
+            model, tokenizer, texts, settings, target_language=language, on_too_long=too_long,
+            coverage_penalty=coverage_penalty,
+        )  # fmt: skip
 
     def settings(
         self,
@@ -710,7 +678,10 @@ class _Writer:
     def scores(
         self, pairs: Pairs, outputs: Sequence[str], *, train: Pairs | None = None, seed: int = 0
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        """Scores of outputs and of what stands beside them: `translation_scores`, `summary_scores`."""
+        if self.stored.task == "summarization":
+            return summary_scores(pairs, outputs, train, seed)
+        return translation_scores(pairs, outputs, train, seed, self.stored.target_language or "en")
 
     def read(self, data: str | None) -> Pairs:
         """Pairs by name or path; the run's own test part if not given."""
@@ -735,78 +706,50 @@ class _Writer:
 class Translator(_Writer):
     """A model that says a text in another language: `translator("Open the file.").text`."""
 
-    def _each(
-        self, texts: Sequence[str], settings: DecodingSettings, coverage_penalty: float
-    ) -> tuple[list[Written], int]:
-        return translate(
-            self.decoder,
-            self.tokenizer,
-            texts,
-            settings,
-            target_language=self.stored.target_language,
-            on_too_long=self.on_too_long,
-            coverage_penalty=coverage_penalty,
-        )
-
-    def scores(
-        self, pairs: Pairs, outputs: Sequence[str], *, train: Pairs | None = None, seed: int = 0
-    ) -> dict[str, Any]:
-        """BLEU, chrF, TER and more; beside them copying and, with the training pairs, the nearest one's translation."""
-        sources, references = [p.source for p in pairs], [p.target for p in pairs]
-        language = self.stored.target_language or "en"
-
-        def measured(texts: Sequence[str], *, with_ter: bool = False) -> dict[str, Any]:
-            return score_translations(
-                texts, references, language=language, sources=sources, with_ter=with_ter, seed=seed
-            ).to_dict()
-
-        baselines = {"copy": measured(copy(sources))}
-        if train is not None:
-            memory = TranslationMemory([p.source for p in train], [p.target for p in train])
-            baselines["translation memory"] = measured(memory.answer(sources))
-        return {
-            "model": measured(outputs, with_ter=True),
-            "baselines": baselines,
-        }  # TER takes a tenth of a second a text
-
 
 class Summarizer(_Writer):
     """A model that says a text in fewer words: `summarizer(text).text`."""
 
-    def _each(
-        self, texts: Sequence[str], settings: DecodingSettings, coverage_penalty: float
-    ) -> tuple[list[Written], int]:
-        return summarize(
-            self.decoder,
-            self.tokenizer,
-            texts,
-            settings,
-            on_too_long=self.on_too_long,
-            coverage_penalty=coverage_penalty,
-        )
 
-    def scores(
-        self, pairs: Pairs, outputs: Sequence[str], *, train: Pairs | None = None, seed: int = 0
-    ) -> dict[str, Any]:
-        """ROUGE; beside it the first sentence, TextRank's and, with the training pairs, the nearest one's summary."""
-        sources, references = [p.source for p in pairs], [p.target for p in pairs]
+def translation_scores(
+    pairs: Pairs, outputs: Sequence[str], train: Pairs | None, seed: int, language: str
+) -> dict[str, Any]:
+    """BLEU, chrF, TER and more; beside them copying and, with the training pairs, the nearest one's translation."""
+    sources, references = [p.source for p in pairs], [p.target for p in pairs]
 
-        def measured(texts: Sequence[str]) -> dict[str, Any]:
-            return score_summaries(texts, references, seed=seed).to_dict()
+    def measured(texts: Sequence[str], *, with_ter: bool = False) -> dict[str, Any]:
+        return score_translations(
+            texts, references, language=language, sources=sources, with_ter=with_ter, seed=seed
+        ).to_dict()
 
-        with Progress("baselines", len(sources), "texts") as progress:
-            ranked = []
-            for number, text in enumerate(sources, 1):
-                ranked.append(text_rank(text, 1))
-                progress.update(number)
-        baselines = {
-            "lead sentence": measured([lead_sentence(text) for text in sources]),
-            "TextRank": measured(ranked),
-        }
-        if train is not None:
-            memory = TranslationMemory([p.source for p in train], [p.target for p in train])
-            baselines["nearest text's"] = measured(memory.answer(sources))
-        return {"model": measured(outputs), "baselines": baselines}
+    baselines = {"copy": measured(copy(sources))}
+    if train is not None:
+        memory = TranslationMemory([p.source for p in train], [p.target for p in train])
+        baselines["translation memory"] = measured(memory.answer(sources))
+    model = measured(outputs, with_ter=True)  # of the model alone: it takes a tenth of a second a text
+    return {"model": model, "baselines": baselines}
+
+
+def summary_scores(pairs: Pairs, outputs: Sequence[str], train: Pairs | None, seed: int) -> dict[str, Any]:
+    """ROUGE; beside it the first sentence, TextRank's and, with the training pairs, the nearest one's summary."""
+    sources, references = [p.source for p in pairs], [p.target for p in pairs]
+
+    def measured(texts: Sequence[str]) -> dict[str, Any]:
+        return score_summaries(texts, references, seed=seed).to_dict()
+
+    with Progress("baselines", len(sources), "texts") as progress:
+        ranked = []
+        for number, text in enumerate(sources, 1):
+            ranked.append(text_rank(text, 1))
+            progress.update(number)
+    baselines = {
+        "lead sentence": measured([lead_sentence(text) for text in sources]),
+        "TextRank": measured(ranked),
+    }
+    if train is not None:
+        memory = TranslationMemory([p.source for p in train], [p.target for p in train])
+        baselines["nearest text's"] = measured(memory.answer(sources))
+    return {"model": measured(outputs), "baselines": baselines}
 
 
 def _kind(task: Task) -> type[Translator] | type[Summarizer]:
