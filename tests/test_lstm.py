@@ -14,11 +14,9 @@ from zhixing.models.lstm import (
     LSTMClassifier,
     LSTMClassifierSettings,
     LSTMSettings,
-    LSTMWeights,
-    lstm_cell,
-    lstm_reference,
     pool_max_and_mean,
 )
+from zhixing.models.recurrence import LSTMWeights, lstm_cell, lstm_reference
 
 
 def make(*, tied: bool = True, n_layers: int = 2, dropout: float = 0.0) -> LSTM:

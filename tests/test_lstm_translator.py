@@ -350,7 +350,6 @@ def test_initialisation_is_what_the_docstring_says(attention: Any) -> None:
             assert parameter.view(4, -1).T.tolist() == [[0, 1, 0, 0]] * (len(parameter) // 4), name
         else:
             assert (parameter == 0).all(), name
-    model.make_tables()
     assert model.head() is not model.embedding.weight and model.source_vocab_size == 20
     tied = make(attention=attention)
     assert tied.head() is tied.embedding.weight

@@ -8,9 +8,11 @@ Shapes: B rows, G texts that are read, W rows a text, S tokens read, H heads, K 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zhixing.models.layers import DecodingState
 
@@ -82,6 +84,24 @@ class EncoderDecoderState:
                 keys, values, lengths, width = keys[:, self.owners], values[:, self.owners], lengths[self.owners], 1
             self._shared = keys, values, source_mask(lengths, keys.shape[3]), width
         return self._shared
+
+
+def new_state(pairs: Sequence[tuple[Tensor, Tensor]], source_lengths: Tensor, capacity: int) -> EncoderDecoderState:
+    """The state of texts that are read and of which nothing is written: a row each, with room for `capacity` tokens.
+
+    pairs: the keys and values (G, H, S, K) of each decoder block; source_lengths (G,).
+    """
+    keys, values = (torch.stack([pair[i] for pair in pairs]) for i in (0, 1))  # (L, G, H, S, K)
+    n_layers, n_texts, n_heads, _, head_size = keys.shape
+    caches = [keys.new_zeros(n_layers, n_texts, n_heads, capacity + 1, head_size) for _ in range(2)]
+    written = DecodingState(*caches, torch.zeros_like(source_lengths))
+    return EncoderDecoderState(written, keys, values, source_lengths, torch.arange(n_texts, device=keys.device))
+
+
+def padded_sources(sources: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Texts as one tensor (G, S), right-padded with 0, and their lengths (G,)."""
+    lengths = torch.tensor([len(ids) for ids in sources], device=device)
+    return nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sources], batch_first=True).to(device), lengths
 
 
 def source_mask(lengths: Tensor, longest: int) -> Tensor | None:

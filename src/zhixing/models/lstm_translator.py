@@ -1,6 +1,6 @@
 """The recurrent encoder-decoder with attention: it reads one text and writes another, as before the Transformer.
 
-    encoder    h̄_1 .. h̄_S: a bidirectional LSTM over what is read, D / 2 units each way (models/lstm.py's equations)
+    encoder    h̄_1 .. h̄_S: a bidirectional LSTM over what is read, D / 2 units each way (as in models/recurrence.py)
     start      [h_0; c_0] = tanh(W_s [forward h̄_S; backward h̄_1] + b_s), for every layer of the decoder
     weights    a_t(s) = softmax over s of score(., h̄_s), over real tokens only
     context    z_t = Σ_s a_t(s) h̄_s                                   (c_t in the papers; here c is the LSTM's cell)
@@ -41,9 +41,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zhixing.errors import InputError
-from zhixing.models.encoder_decoder_state import source_mask
+from zhixing.models.encoder_decoder_state import padded_sources, source_mask
 from zhixing.models.layers import Linear
-from zhixing.models.lstm import LSTMWeights, lstm_cell, read_both_ways
+from zhixing.models.recurrence import LSTMWeights, lstm_cell, read_both_ways, start_bias
 
 AttentionKind = Literal["bahdanau", "luong"]
 
@@ -276,20 +276,14 @@ class LSTMTranslator(nn.Module):
         self.lm_head = None if s.tie_embeddings else nn.Linear(s.d_model, s.vocab_size, bias=False)
         self.initialise(generator)
 
-    def make_tables(self) -> None:
-        """Nothing: all that the model computes with is stored."""
-
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None) -> None:
         """Fresh parameters, as the module docstring says."""
         for name, parameter in self.named_parameters():
-            kind = name.rpartition(".")[2]
-            if not kind.startswith("bias"):
+            if name.rpartition(".")[2].startswith("bias"):
+                start_bias(name, parameter)
+            else:
                 nn.init.uniform_(parameter, -0.1, 0.1, generator=generator)
-                continue
-            nn.init.zeros_(parameter)
-            if kind.startswith("bias_ih"):
-                parameter[len(parameter) // 4 : len(parameter) // 2] = 1.0  # the forget gate's; bias_hh adds 0 to it
 
     def encode(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids (B, S) right-padded, lengths (B,) of 1 or more -> h̄ (B, S, D); behind a text stands anything."""
@@ -332,15 +326,13 @@ class LSTMTranslator(nn.Module):
 
         The state's size does not depend on `capacity`.
         """
-        device = self.embedding.weight.device
-        lengths = torch.tensor([len(ids) for ids in sources], device=device)
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sources], batch_first=True).to(device)  # (G, S)
+        ids, lengths = padded_sources(sources, self.embedding.weight.device)  # (G, S), (G,)
         values = self.encode(ids, lengths)
         h, c = self.decoder.start_state(values, lengths)
         keys = self.decoder.attention.key(values)
-        owners = torch.arange(len(sources), device=device)
+        owners = torch.arange(len(sources), device=keys.device)
         state = LSTMTranslatorState(h, c, torch.zeros_like(lengths), values, keys, lengths, owners)
-        start = torch.full((len(sources), 1), self.settings.start_id, device=device)
+        start = torch.full_like(lengths, self.settings.start_id)[:, None]
         return state, self.step(start, torch.ones_like(lengths), state)[:, 0]
 
     def step(self, ids: Tensor, n_new: Tensor, state: LSTMTranslatorState) -> Tensor:

@@ -27,11 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zhixing.models.encoder_decoder_state import EncoderDecoderState, source_mask
+from zhixing.models.encoder_decoder_state import EncoderDecoderState, new_state, padded_sources, source_mask
 from zhixing.models.layers import (
     BidirectionalAttention,
     CrossAttention,
-    DecodingState,
     KeyValueCache,
     Linear,
     SelfAttention,
@@ -221,18 +220,12 @@ class Marian(nn.Module):
 
     def read_sources(self, sources: Sequence[Sequence[int]], capacity: int) -> tuple[EncoderDecoderState, Tensor]:
         """Read the texts, one row each, and write the start id: the state, and the hidden state (G, D) of the start."""
-        s, device = self.settings, self.embedding.weight.device
-        lengths = torch.tensor([len(ids) for ids in sources], device=device)
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sources], batch_first=True).to(device)  # (G, S)
+        ids, lengths = padded_sources(sources, self.embedding.weight.device)  # (G, S), (G,)
         memory = self.encode(ids, source_mask(lengths, ids.shape[1]))
         pairs = [block.cross_attention.keys_and_values(memory) for block in self._decoder_blocks()]
-        keys, values = (torch.stack([pair[i] for pair in pairs]) for i in (0, 1))  # (L, G, H, S, K)
-        shape = (s.n_layers, len(sources), s.n_heads, min(capacity, s.max_len) + 1, s.d_model // s.n_heads)
-        nothing = torch.zeros(len(sources), dtype=torch.int64, device=device)
-        written = DecodingState(memory.new_zeros(shape), memory.new_zeros(shape), nothing)
-        state = EncoderDecoderState(written, keys, values, lengths, torch.arange(len(sources), device=device))
-        start = torch.full((len(sources), 1), s.start_id, device=device)
-        return state, self.step(start, torch.ones_like(nothing), state)[:, 0]
+        state = new_state(pairs, lengths, min(capacity, self.settings.max_len))
+        start = torch.full_like(lengths, self.settings.start_id)[:, None]
+        return state, self.step(start, torch.ones_like(lengths), state)[:, 0]
 
     def step(self, ids: Tensor, n_new: Tensor, state: EncoderDecoderState) -> Tensor:
         """Feed T more tokens a row: ids (B, T) right-padded, row b has n_new[b] real ones. -> hidden (B, T, D)."""
