@@ -16,11 +16,12 @@ help: ## what there is
 
 setup: $(READY) ## set up .venv
 
-# torch first and by its exact version: the others' requirements must not choose another one.
+# torch first and by its exact version: the others' requirements must not choose another one. Not compiled to bytecode: most
+# of torch's and transformers' modules are never loaded, and those that are leave theirs at the first import.
 $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(READY) ## train on the shipped novels for three minutes, and have the model write

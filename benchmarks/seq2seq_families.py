@@ -35,7 +35,7 @@ heldout_fraction = 0.05
 [task]
 kind = "translation"
 [tokenizer]
-vocab_size = 8192
+vocab_size = 4096
 [model]
 family = "marian"
 d_model = 192
@@ -44,14 +44,14 @@ n_heads = 4
 max_len = 160
 dropout = 0.1
 [train]
-max_tokens_per_batch = 4096
-optim = "muon"
-learning_rate = 0.02
-adam_learning_rate = 0.004
-warmup_steps = 50
-decay_fraction = 0.6
+max_tokens_per_batch = 2048
+optim = "adamw"
+learning_rate = 0.001
+warmup_steps = 200
+decay_fraction = 0.5
 label_smoothing_factor = 0.1
 """
+OWN = {"marian": [], "t5": ["train.learning_rate=0.002"], "lstm": ["train.learning_rate=0.002"]}  # each family's
 MOMENTS = 10_000  # that the schedule divides the seconds into
 
 
@@ -211,7 +211,7 @@ def main() -> None:
             turn = number % len(options.families)
             for family in options.families[turn:] + options.families[:turn]:
                 own = [o.removeprefix(f"{family}:") for o in special if o.startswith(f"{family}:")]
-                settings = (family, folder, str(options.seconds), str(number), *shared, *own)
+                settings = (family, folder, str(options.seconds), str(number), *OWN[family], *shared, *own)
                 lines.append(peers.ours("seq2seq_families.py", "run", *settings))
                 print(json.dumps(lines[-1], ensure_ascii=False), flush=True)
     print(table(lines, options.families))

@@ -36,7 +36,7 @@ def command(processes: int, folder: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("accumulated", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ddp_equals_one_process(tmp_path: Path, english_text: str, accumulated: int) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
