@@ -21,7 +21,6 @@ from zhixing.evaluation.calibration import (
     softmax,
     uncalibrated,
 )
-from zhixing.evaluation.classification import log_losses
 
 
 def _logits(seed: int, n: int = 400, n_classes: int = 5, sharpness: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -33,9 +32,22 @@ def _logits(seed: int, n: int = 400, n_classes: int = 5, sharpness: float = 3.0)
 
 
 def test_temperature_by_hand() -> None:
-    # three of four right at logits (2, 0): the best p is 3/4, so 2 / T = ln 3
-    assert fit_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]) == pytest.approx(2 / math.log(3))
-    assert fit_temperature([[2.0], [2.0], [2.0], [2.0]], [[1], [1], [1], [0]]) == pytest.approx(2 / math.log(3))
+    # three of four right at logits (2, 0): Laplace's rule says 4/6, so 2 / T = ln 2
+    assert fit_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]) == pytest.approx(2 / math.log(2))
+    assert fit_temperature([[2.0], [2.0], [2.0], [2.0]], [[1], [1], [1], [0]]) == pytest.approx(2 / math.log(2))
+    # of 3,000 of 4,000 it is 3/4 but for a hair
+    assert fit_temperature([[2.0, 0.0]] * 4000, [0, 0, 0, 1] * 1000) == pytest.approx(2 / math.log(3), rel=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 5, 10, 100])
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_a_few_right_answers_make_nobody_certain(n: int, n_classes: int) -> None:
+    """Every held-out text is right: the confidence is that of n + 1 right ones of n + 2, not 100 %."""
+    logits = np.tile([5.0] + [0.0] * (n_classes - 1), (n, 1))
+    temperature = fit_temperature(logits, [0] * n)
+    assert softmax(logits[0], temperature)[0] == pytest.approx((n + 1) / (n + 2))
+    several = fit_temperature([[5.0, -5.0]] * n, [[1, 0]] * n)
+    assert sigmoid(5.0, several) == pytest.approx((n + 1) / (n + 2))
 
 
 @pytest.mark.parametrize("sharpness", [0.2, 1.0, 3.0, 12.0])
@@ -56,25 +68,32 @@ def test_no_other_temperature_has_a_lower_loss(seed: int, sharpness: float, n: i
     best = fit_temperature(logits, targets)
     assert COLDEST <= best <= HOTTEST
 
+    rest = 1 / (n + 2)
+    wanted = np.where(np.eye(3)[ids] > 0, 1 - rest, rest)
+    if not several:  # the rest is the likeliest other's
+        other = np.where(np.eye(3)[ids] > 0, -np.inf, logits).argmax(1)
+        wanted = np.eye(3)[ids] * (1 - rest) + np.eye(3)[other] * rest
+
     def loss(temperature: float) -> float:
-        p = (sigmoid if several else softmax)(logits, temperature)
-        return float(log_losses(targets, p).mean())
+        p = (sigmoid if several else softmax)(logits, temperature).clip(1e-300, 1 - 1e-16)
+        return float(-(wanted * np.log(p) + several * (1 - wanted) * np.log1p(-p)).mean())
 
     for other in np.geomspace(COLDEST, HOTTEST, 41):
         assert loss(best) <= loss(other) + 1e-9
 
 
-def test_where_the_loss_falls_without_end() -> None:
-    assert fit_temperature([[1.0, 0.0], [0.0, 1.0]], [0, 1]) == COLDEST  # all right
+def test_the_ends() -> None:
+    assert fit_temperature([[1e-3, 0.0], [0.0, 1e-3]], [0, 1]) == COLDEST  # all right, and hardly said
     assert fit_temperature([[1.0, 0.0], [0.0, 1.0]], [1, 0]) == HOTTEST  # all wrong
     assert fit_temperature([[3.0, 3.0]], [0]) == 1.0  # every temperature is alike
+    assert fit_temperature([[3.0], [1.0]], [0, 0]) == 1.0
 
 
 def test_large_logits() -> None:
     assert np.isfinite(softmax([[1e6, -1e6]])).all() and np.isfinite(sigmoid([1e6, -1e6])).all()
     assert fit_temperature([[1e6, 0.0]] * 4, [0, 0, 0, 1]) == HOTTEST
     shifted = fit_temperature(np.array([[2.0, 0.0]] * 4) + 1e5, [0, 0, 0, 1])  # the softmax sees differences only
-    assert shifted == pytest.approx(2 / math.log(3))
+    assert shifted == pytest.approx(2 / math.log(2))
 
 
 def test_what_cannot_be_fitted() -> None:
@@ -85,7 +104,7 @@ def test_what_cannot_be_fitted() -> None:
     with pytest.raises(ValueError, match="below 2"):
         fit_temperature([[1.0, 0.0]], [2])
     some = fit_temperature([[2.0, 0.0]] * 4 + [[9.0, 1.0]], [0, 0, 0, 1, -100])
-    assert some == pytest.approx(2 / math.log(3))
+    assert some == pytest.approx(2 / math.log(2))
 
 
 def test_the_answer_does_not_change() -> None:

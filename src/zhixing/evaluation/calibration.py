@@ -4,12 +4,17 @@ A trained network is too sure of itself. Dividing its logits z by one number T b
 changes no answer (Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2). T is fitted on texts that
 the network was not trained on, by their log loss. In b = 1 / T that is convex (a log-sum-exp of lines less a line):
 
-    f(b)   = sum_i  logsumexp(b z_i) - b z_i[y_i]
-    f'(b)  = sum_i  E_p[z_i] - z_i[y_i]              p = softmax(b z_i)
+    f(b)   = sum_i  logsumexp(b z_i) - b q_i . z_i
+    f'(b)  = sum_i  E_p[z_i] - q_i . z_i             p = softmax(b z_i)
     f''(b) = sum_i  Var_p[z_i]  >= 0
 
+Ten texts that are all right do not say that the next thousand are, yet the loss would fall without end and make every
+answer certain. So q_i is not all on the target: of n texts each leaves 1 / (n + 2) to the likeliest other class, as
+Platt 1999 does with two classes ("Probabilistic Outputs for Support Vector Machines", section 2.2). Where k of n
+answers, all equally sure, are right, this is Laplace's rule, (k + 1) / (n + 2); it weighs as one more wrong text.
+
 so its one root is found by Newton's steps held inside a bracket. With several labels a text each logit stands alone and
-the sigmoid takes the softmax's place: f'(b) = sum z (sigmoid(b z) - y), f''(b) = sum z^2 p (1 - p).
+the sigmoid takes the softmax's place: f'(b) = sum z (sigmoid(b z) - q), f''(b) = sum z^2 p (1 - p).
 
 What is left is measured by the expected calibration error (their equation 3): the answers are sorted into 15 bins of
 equal width by their confidence, and the distances between mean confidence and share right are averaged by bin size.
@@ -45,14 +50,14 @@ def sigmoid(logits: ArrayLike, temperature: float = 1.0) -> Floats:
 
 
 def fit_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
-    """The temperature of the lowest log loss on held-out logits (N, C).
+    """The temperature of the lowest log loss on held-out logits (N, C), n of which have a target.
 
     targets (N,) are class ids and the softmax is meant (below 0: not counted); (N, C) of 0 and 1 mean the sigmoid.
-    Ends at 0.01 where every answer is right, since the loss then falls without end, and at 100 where the logits say
-    less than nothing. InputError: nothing to fit on, or logits that are not finite.
+    Between 0.01 and 100; 100 where the logits say less than nothing. InputError: nothing to fit on, or logits that are
+    not finite.
 
-    >>> round(fit_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]), 4)  # right in three of four: logit ln 3 instead of 2
-    1.8205
+    >>> round(fit_temperature([[2.0, 0.0]] * 4, [0, 0, 0, 1]), 4)  # three of four: p = 4 / 6, logit ln 2 instead of 2
+    2.8854
     """
     z, y = np.asarray(logits, np.float64), np.asarray(targets)
     if z.ndim != 2 or y.shape not in ((len(z),), z.shape):
@@ -68,17 +73,22 @@ def fit_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
     if not several:
         if int(y.max()) >= z.shape[1]:
             raise ValueError(f"expected class ids below {z.shape[1]}, got {int(y.max())}")
+        if z.shape[1] == 1:  # certain at any temperature
+            return 1.0
         z = z - z.max(axis=1, keepdims=True)  # the softmax does not see it, and moments stay small
         own = z[np.arange(len(z)), y.astype(np.int64)]  # (N,)
+        other = np.max(z, axis=1, where=np.arange(z.shape[1]) != y[:, None], initial=-np.inf)  # (N,) the likeliest
+    rest = 1 / (len(z) + 2)
+    wanted: Floats = np.where(y > 0, 1 - rest, rest) if several else (1 - rest) * own + rest * other  # (N, C) or (N,)
 
     def slopes(b: float) -> tuple[float, float]:
         """f' and f'' at b."""
         if several:
             p = sigmoid(b * z)
-            return float((z * (p - y)).sum()), float((z * z * p * (1 - p)).sum())
+            return float((z * (p - wanted)).sum()), float((z * z * p * (1 - p)).sum())
         p = softmax(b * z)
         mean = (p * z).sum(axis=1)  # (N,)
-        return float((mean - own).sum()), float((p * (z - mean[:, None]) ** 2).sum())
+        return float((mean - wanted).sum()), float((p * (z - mean[:, None]) ** 2).sum())
 
     low, high = 1 / HOTTEST, 1 / COLDEST
     if slopes(1.0)[0] == 0:  # where all logits are alike every temperature is
