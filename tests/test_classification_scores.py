@@ -15,6 +15,7 @@ from sklearn import metrics
 
 from zhixing.errors import InputError
 from zhixing.evaluation import intervals
+from zhixing.evaluation.calibration import reliability
 from zhixing.evaluation.classification import (
     averages,
     brier_scores,
@@ -239,6 +240,26 @@ def test_weighted_numbers_are_numbers_of_copies() -> None:
         assert found["mse"][r] == pytest.approx(np.mean((a - b) ** 2))
 
 
+def test_the_interval_of_the_calibration_error_holds_the_truth() -> None:
+    """A calibrated and an overconfident classifier, 40 samples each; the truth is that of 200,000 texts."""
+    generator = np.random.default_rng(0)
+    for sharpness, least in ((1.0, 0.5), (2.0, 0.8)):
+        logits = generator.normal(size=200_000) * 2
+        y = (generator.random(200_000) < 1 / (1 + np.exp(-logits))).astype(np.int64)
+        said = 1 / (1 + np.exp(-sharpness * logits))
+        p = np.stack([1 - said, said], axis=1)
+        truth = reliability(p.max(axis=1), p.argmax(axis=1) == y).error
+        held = 0
+        for first in range(0, 40 * 300, 300):
+            rows = slice(first, first + 300)
+            score = classification_scores(
+                y[rows], p[rows].argmax(1), ["a", "b"], probabilities=p[rows], resamples=200
+            ).scores["ece"]
+            assert 0 <= score.low <= score.value <= score.high <= 1
+            held += score.low <= truth <= score.high
+        assert held / 40 >= least, (sharpness, truth, held)  # the percentile interval: 0 and 28 of 40
+
+
 def test_intervals_repeat_and_follow_the_seed() -> None:
     y, said, p = _random(1, 4, 100, absent=False)
     one, two, other = (classification_scores(y, said, _labels(4), probabilities=p, seed=s) for s in (0, 0, 1))
@@ -253,6 +274,29 @@ def test_too_few_texts_have_no_interval() -> None:
     y = [0] * 30 + [1]  # one text of class 1 says nothing of another, in whatever company
     rare = classification_scores(y, y, ["a", "b"]).classes[1]
     assert rare.f1.value == 1.0 and (rare.f1.low, rare.f1.high) == (-math.inf, math.inf)
+
+
+def test_a_draw_of_one_class_says_nothing_of_the_correlation() -> None:
+    """Two texts of 60 are b and all is right: one draw in eight has no b, and its 0 / 0 is no correlation of 0."""
+    y = [0] * 58 + [1] * 2
+    found = classification_scores(y, y, ["a", "b"]).scores["mcc"]
+    assert (found.low, found.value, found.high) == (pytest.approx(1.0), pytest.approx(1.0), pytest.approx(1.0))
+    constant = classification_scores(y, [0] * 60, ["a", "b"]).scores["mcc"]
+    assert (constant.low, constant.value, constant.high) == (0.0, 0.0, 0.0)
+
+
+def test_an_interval_rests_on_the_texts_that_the_score_is_a_share_of() -> None:
+    """Called b once, and rightly, of 30: nothing is known of its precision, and much of its recall. And turned round."""
+    y, said = [0] * 10 + [1] * 30, [0] * 39 + [1]
+    called_once = classification_scores(y, said, ["a", "b"]).classes[1]
+    assert (called_once.precision.low, called_once.precision.high) == (-math.inf, math.inf)
+    assert math.isfinite(called_once.recall.low) and math.isfinite(called_once.f1.low)
+    there_once = classification_scores(said, y, ["a", "b"]).classes[1]
+    assert (there_once.recall.low, there_once.recall.high) == (-math.inf, math.inf)
+    assert math.isfinite(there_once.precision.low) and math.isfinite(there_once.f1.low)
+    for entry in (called_once, there_once, multilabel_scores([[1], [1], [0]], [[1], [0], [1]], ["b"]).classes[0]):
+        assert (entry.precision.n, entry.recall.n) == (entry.predicted, entry.support)
+    assert (called_once.f1.n, there_once.f1.n) == (30, 30)
 
 
 # ---- what always holds
@@ -317,10 +361,12 @@ def test_nothing_to_score() -> None:
         multilabel_scores(np.zeros((0, 2)), np.zeros((0, 2)), ["a", "b"])
     with pytest.raises(InputError, match="nothing to evaluate"):
         regression_scores([math.nan], [1.0])
-    with pytest.raises(InputError, match="text 1"):
-        classification_scores([0, 0], [0, 0], ["a", "b"], probabilities=[[1, 0], [math.nan, 0]])
-    with pytest.raises(InputError, match="text 1"):
-        regression_scores([1.0, 2.0], [1.0, math.inf])
+    with pytest.raises(InputError, match="text 3"):  # the third of all, as a person counts
+        classification_scores([-1, 0, 0], [0, 0, 0], ["a", "b"], probabilities=[[1, 0], [1, 0], [math.nan, 0]])
+    with pytest.raises(InputError, match="text 2"):
+        multilabel_scores([[0], [0]], [[0], [0]], ["a"], probabilities=[[1], [math.nan]])
+    with pytest.raises(InputError, match="text 3"):
+        regression_scores([math.nan, 1.0, 2.0], [1.0, 1.0, math.inf])
     with pytest.raises(ValueError, match="from 0 to 1"):
         classification_scores([2], [0], ["a", "b"])
 
@@ -438,6 +484,12 @@ def test_comparison_of_other_kinds() -> None:
     found = compare(ClassificationResult([], y, y, **kind), ClassificationResult([], y, y[::-1], **kind))
     assert found.difference["pearson"].value == pytest.approx(-2) and found.mcnemar is None
     assert "MSE" in comparison_text(found)
+    for scale, mse, answer in ((1e-3, "+1e-06", "0.001"), (1e4, "+100,000,000", "190,000")):
+        near, off = (
+            ClassificationResult([], y, y + add, **kind) for y in [np.arange(30) * scale] for add in (0, scale)
+        )
+        text = comparison_text(compare(near, off))
+        assert mse in text and answer in text and "e+" not in text
 
 
 def test_results_that_cannot_be_compared() -> None:

@@ -8,8 +8,9 @@ With h_k the hits of class k (texts of k called k), p_k the texts called k and t
     micro F1    = 2 sum h / (sum p + sum t)       the accuracy, where each text has one label
     MCC         = (n sum h - sum p t) / sqrt((n^2 - sum p^2) (n^2 - sum t^2))     Gorodkin 2004; 0 for a constant answer
 
-0 / 0 is 0, and the macro mean goes over the classes that occur among targets or predictions: scikit-learn's defaults,
-and the tests hold all of it against scikit-learn. Every score is a function of h, p and t, so a bootstrap over texts
+0 / 0 is 0, and the macro mean goes over the classes that occur among targets or predictions. That is scikit-learn's
+default for texts with one label; with several it counts a label that nothing has as 0, and here it is left out as well.
+The tests hold all of it against scikit-learn. Every score is a function of h, p and t, so a bootstrap over texts
 draws the occupied cells of the confusion matrix (intervals.py) and computes all the scores of a thousand draws at once.
 
 Log loss and Brier score judge the probabilities themselves: -ln p(target) and sum_k (p_k - [k is the target])^2, as
@@ -27,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from zhixing.errors import InputError
 from zhixing.evaluation.calibration import BINS, bin_of
-from zhixing.evaluation.intervals import Floats, Intervals, Score, Statistics, as_scores, bootstrap_scores
+from zhixing.evaluation.intervals import Floats, Intervals, Score, Statistics, as_scores, bootstrap_scores, reflected
 
 LEAST = float(np.finfo(np.float64).eps)  # a probability of 0 for what happened would cost an infinite loss
 
@@ -40,7 +41,8 @@ ByName = dict[str, Floats]
 class ClassScores:
     """One class: how often it was the target (support) and the answer (predicted), and how well they meet.
 
-    The interval of a class with fewer than two texts is (-inf, inf): one text says nothing of another.
+    The n of a score counts the texts that it is a share of: those called so for precision, those that are so for
+    recall, those that are either for F1. Of fewer than two the interval is (-inf, inf): one says nothing of another.
     """
 
     label: str
@@ -131,12 +133,16 @@ def averages(hits: Floats, predicted: Floats, support: Floats, whole: tuple[Bool
     }
 
 
-def matthews(hits: Floats, predicted: Floats, support: Floats) -> Floats:
-    """The multi-class correlation of answers and targets: counts (..., C) -> (...), -1 to 1 (Gorodkin 2004)."""
+def matthews(hits: Floats, predicted: Floats, support: Floats, constant: float = 0.0) -> Floats:
+    """The multi-class correlation of answers and targets: counts (..., C) -> (...), -1 to 1 (Gorodkin 2004).
+
+    `constant` is what it is where all answers, or all targets, are one class. For resamples that is no number, unless
+    it is so for all texts: that a draw has met one class only says nothing of how well two are told apart.
+    """
     n = support.sum(-1)
     top = n * hits.sum(-1) - (predicted * support).sum(-1)
     spread = (n * n - (predicted * predicted).sum(-1)) * (n * n - (support * support).sum(-1))
-    return ratio(top, np.sqrt(np.maximum(spread, 0.0)))
+    return ratio(top, np.sqrt(np.maximum(spread, 0.0)), constant)
 
 
 def _class_statistics(hits: Floats, predicted: Floats, support: Floats) -> ByName:
@@ -199,12 +205,12 @@ def classification_scores(
     found = bootstrap_scores(counts, statistics, seed=seed, resamples=resamples)
     scores = as_scores(found, len(y), seed)
     if p is not None:
-        _check_probabilities(p, (len(y), len(labels)))
+        _check_probabilities(p, (len(y), len(labels)), np.flatnonzero(known))
         sure = p[np.arange(len(p)), said]  # (N,)
         columns = {"log_loss": log_losses(y, p), "brier": brier_scores(y, p)}
         scores |= _of_probabilities(columns, sure[:, None], (said == y)[:, None], seed, resamples)
-    support, predicted = np.bincount(y, minlength=len(labels)), np.bincount(said, minlength=len(labels))
-    return ClassifierScores(scores, _classes(found, labels, support, predicted, seed), len(y), seed)
+    hits, predicted, support = (np.bincount(ids, minlength=len(labels)) for ids in (y[y == said], said, y))
+    return ClassifierScores(scores, _classes(found, labels, hits, predicted, support, seed), len(y), seed)
 
 
 def multilabel_scores(
@@ -229,10 +235,12 @@ def multilabel_scores(
     scores = as_scores(found, len(y), seed)
     if probabilities is not None:
         p = np.asarray(probabilities, np.float64)
-        _check_probabilities(p, y.shape)
+        _check_probabilities(p, y.shape, np.arange(len(y)))
         columns = {"log_loss": log_losses(y, p), "brier": brier_scores(y, p)}
         scores |= _of_probabilities(columns, p, y, seed, resamples)
-    return ClassifierScores(scores, _classes(found, labels, y.sum(0), said.sum(0), seed), len(y), seed)
+    return ClassifierScores(
+        scores, _classes(found, labels, (y & said).sum(0), said.sum(0), y.sum(0), seed), len(y), seed
+    )
 
 
 def cell_statistics(targets: Ints, predictions: Ints, n_classes: int) -> Statistics:
@@ -240,7 +248,9 @@ def cell_statistics(targets: Ints, predictions: Ints, n_classes: int) -> Statist
 
     The micro averages are the accuracy, and so is weighted recall: but for F1 they are not repeated.
     """
-    own, said = np.eye(n_classes)[targets], np.eye(n_classes)[predictions]  # (K, C)
+    constant = math.nan if len(set(targets)) > 1 and len(set(predictions)) > 1 else 0.0
+    own, said = np.zeros((2, len(targets), n_classes))  # (K, C)
+    own[np.arange(len(targets)), targets] = said[np.arange(len(targets)), predictions] = 1
     both, whole = own * said, (said.sum(axis=0) > 0, own.sum(axis=0) > 0)
 
     def statistics(drawn: Floats) -> ByName:
@@ -248,7 +258,7 @@ def cell_statistics(targets: Ints, predictions: Ints, n_classes: int) -> Statist
         found = averages(*counts, whole)
         accuracy = found.pop("micro_precision")
         del found["micro_recall"], found["weighted_recall"]
-        return {"accuracy": accuracy, **found, "mcc": matthews(*counts), **_class_statistics(*counts)}
+        return {"accuracy": accuracy, **found, "mcc": matthews(*counts, constant), **_class_statistics(*counts)}
 
     return statistics
 
@@ -290,30 +300,33 @@ def _of_probabilities(
         return {**means, "ece": np.abs(drawn @ gaps).sum(axis=1) / (total * answers)}
 
     found = bootstrap_scores(np.ones(n, np.int64), statistics, seed=seed, resamples=resamples)
-    return as_scores(found, n, seed)
+    return as_scores(found | {"ece": reflected(*found["ece"])}, n, seed)
 
 
-def _classes(found: Intervals, labels: list[str], support: Ints, predicted: Ints, seed: int) -> tuple[ClassScores, ...]:
-    entries = []
-    for k, label in enumerate(labels):
-        n = int(support[k])
+def _classes(
+    found: Intervals, labels: list[str], hits: Ints, predicted: Ints, support: Ints, seed: int
+) -> tuple[ClassScores, ...]:
+    texts = {"precision": predicted, "recall": support, "f1": predicted + support - hits}  # each (C,)
 
-        def score(name: str, k: int = k, n: int = n) -> Score:
-            value, low, high = (float(part[k]) for part in found[f"class {name}"])
-            value = 0.0 if math.isnan(value) else value
-            return Score(value, *((low, high) if n >= 2 else (-math.inf, math.inf)), n, seed)
+    def score(name: str, k: int) -> Score:
+        value, low, high = (float(part[k]) for part in found[f"class {name}"])
+        value, n = 0.0 if math.isnan(value) else value, int(texts[name][k])
+        return Score(value, *((low, high) if n >= 2 else (-math.inf, math.inf)), n, seed)
 
-        entries.append(ClassScores(label, n, int(predicted[k]), score("precision"), score("recall"), score("f1")))
-    return tuple(entries)
+    return tuple(
+        ClassScores(label, int(support[k]), int(predicted[k]), *(score(name, k) for name in texts))
+        for k, label in enumerate(labels)
+    )
 
 
-def _check_probabilities(p: Floats, shape: tuple[int, ...]) -> None:
+def _check_probabilities(p: Floats, shape: tuple[int, ...], rows: Ints) -> None:
+    """p (N, C); rows (N,) are their places among all texts."""
     if p.shape != shape:
         raise ValueError(f"expected probabilities {shape}, got {p.shape}")
     if not np.isfinite(p).all():
         raise InputError(
             "the model gives probabilities that are not finite",
-            where=f"text {int(np.flatnonzero(~np.isfinite(p).all(axis=1))[0])}",
+            where=f"text {int(rows[~np.isfinite(p).all(axis=1)][0]) + 1}",
             mend="train with a lower learning rate, or load an earlier checkpoint",
         )
     if (p < 0).any() or (p > 1 + 1e-6).any():

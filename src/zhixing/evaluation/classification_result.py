@@ -141,6 +141,23 @@ def result_reliability(result: ClassificationResult, *, raw: bool = False) -> Re
     return reliability(p[np.arange(len(p)), said], said == y)
 
 
+def rating(value: float) -> str:
+    """A number on the scale of the targets for a person: three digits, or all of those before the point.
+
+    >>> rating(2.718), rating(50123.4)
+    ('2.72', '50,123')
+    """
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+UNITS = frozenset(("mse", "mae"))  # scores that are not between -1 and 1: ratings may be of any size
+
+
+def in_units(value: float) -> str:
+    """A score of UNITS for a person: four digits, or all of those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 999.95 else f"{value:.4g}"
+
+
 @dataclass(frozen=True)
 class Mistake:
     """An answer that is wrong, and how sure the model was of it; of a regression, how far off it is."""
@@ -159,9 +176,7 @@ def mistakes(result: ClassificationResult, most: int = 20) -> list[Mistake]:
     if r.graded:
         distance = np.where(known, np.abs(np.asarray(r.targets, np.float64) - r.predictions), 0.0)
         rows = [int(i) for i in np.argsort(-distance, kind="stable")[:most] if distance[i] > 0]
-        return [
-            Mistake(i, texts[i], f"{r.targets[i]:.3g}", f"{r.predictions[i]:.3g}", float(distance[i])) for i in rows
-        ]
+        return [Mistake(i, texts[i], rating(r.targets[i]), rating(r.predictions[i]), float(distance[i])) for i in rows]
     if r.probabilities is None:
         return []
     p = np.asarray(r.probabilities, np.float64)

@@ -26,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from zhixing.errors import InputError
 from zhixing.evaluation.classification import cell_statistics, text_statistics
-from zhixing.evaluation.classification_result import ClassificationResult
+from zhixing.evaluation.classification_result import UNITS, ClassificationResult, in_units, rating
 from zhixing.evaluation.intervals import Floats, Score, Statistics, as_scores, bootstrap_scores
 from zhixing.evaluation.labels import SCORES
 from zhixing.evaluation.records import visible
@@ -254,7 +254,7 @@ def answer_of(result: ClassificationResult, row: int, *, target: bool = False) -
     """The answer (or the target) of a text in words."""
     value = (result.targets if target else result.predictions)[row]
     if result.graded:
-        return f"{float(value):.3g}"
+        return rating(float(value))
     if result.several:
         return ", ".join(label for label, has in zip(result.labels, value, strict=True) if has) or "none"
     return result.labels[int(value)] if value >= 0 else "not known"
@@ -306,8 +306,8 @@ def comparison_text(comparison: Comparison, *, colour: bool | None = None, width
     lines = [bold(f"{visible(c.first_name)} and {visible(c.second_name)} on the same {c.n:,} texts", colour=colour), ""]
     lines.append(f"{'':<18}{pad(names[0], 24)}{pad(names[1], 24)}second - first, 95 % interval")
     for name, difference in c.difference.items():
-        cells = [f"{_value(score)}  {_between(score)}" for score in (c.first[name], c.second[name])]
-        change = f"{_value(difference, sign=True)}  {_between(difference, sign=True)}"
+        cells = [f"{_value(name, score)}  {_between(name, score)}" for score in (c.first[name], c.second[name])]
+        change = f"{_value(name, difference, sign=True)}  {_between(name, difference, sign=True)}"
         lines.append(f"{SCORES[name][0]:<18}{cells[0]:<24}{cells[1]:<24}{change}")
     said = verdict(c)
     if said:
@@ -339,14 +339,18 @@ def _table(rows: Sequence[Difference], names: list[str], *, colour: bool, width:
     return lines
 
 
-def _value(score: Score, *, sign: bool = False) -> str:
-    if not math.isfinite(score.value):
-        return "–"
-    return f"{score.value:{'+' if sign else ''}.4f}"
+def _value(name: str, score: Score, *, sign: bool = False) -> str:
+    return _number(name, score.value, 4, sign=sign) if math.isfinite(score.value) else "–"
 
 
-def _between(score: Score, *, sign: bool = False) -> str:
+def _between(name: str, score: Score, *, sign: bool = False) -> str:
     if not (math.isfinite(score.low) and math.isfinite(score.high)):
         return ""
-    form = "+.4f" if sign else ".3f"
-    return f"{score.low:{form}} – {score.high:{form}}" if not sign else f"{score.low:{form}} to {score.high:{form}}"
+    low, high = (_number(name, end, 4 if sign else 3, sign=sign) for end in (score.low, score.high))
+    return f"{low} to {high}" if sign else f"{low} – {high}"
+
+
+def _number(name: str, value: float, places: int, *, sign: bool) -> str:
+    if name in UNITS:
+        return ("-" if value < 0 else "+" if sign else "") + in_units(abs(value))
+    return f"{value:{'+' if sign else ''}.{places}f}"

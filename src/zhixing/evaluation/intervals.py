@@ -131,6 +131,19 @@ def bootstrap_scores(
     return found
 
 
+def reflected(value: Floats, low: Floats, high: Floats) -> tuple[Floats, Floats, Floats]:
+    """The basic interval of a score from 0 to 1, from its percentile one: each end on the other side of the value.
+
+    It is for scores that draws overstate, as a sum of absolute values does: chance makes each a little larger, in the
+    texts once and in the draws twice, so that the middle of the draws lies above what is true. 2 v - draw takes it back
+    (Davison & Hinkley 1997, section 5.2). Of the calibration error of a calibrated classifier the percentile interval
+    hardly ever holds the truth, this one mostly (a test has the figures).
+    """
+    if not (np.isfinite(low) & np.isfinite(high)).all():
+        return value, low, high
+    return value, np.clip(2 * value - high, 0, value), np.clip(2 * value - low, value, 1)
+
+
 def as_scores(found: Intervals, n: int, seed: int) -> dict[str, Score]:
     """Those that are single numbers, as scores over n documents."""
     return {

@@ -35,7 +35,7 @@ def regression_scores(
     if not np.isfinite(said).all():
         raise InputError(
             "the model predicts numbers that are not finite",
-            where=f"text {int(np.flatnonzero(~np.isfinite(said))[0])}",
+            where=f"text {int(np.flatnonzero(known)[~np.isfinite(said)][0]) + 1}",
             mend="train with a lower learning rate, or load an earlier checkpoint",
         )
     found = bootstrap_scores(
