@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -32,7 +34,7 @@ from zhixing.evaluation.classification_report import (
 )
 from zhixing.evaluation.classification_result import ClassificationResult, result_scores
 from zhixing.evaluation.comparison import compare, comparison_text
-from zhixing.evaluation.terminal import columns, fits, pad
+from zhixing.evaluation.terminal import columns, fits, pad, wants_colour
 
 HOSTILE = [
     "<script>pwned=1</script>",
@@ -122,6 +124,61 @@ def test_cells_stand_where_they_should() -> None:
 def test_shades_rise_from_what_can_be_seen() -> None:
     shades = [shade(share / 1000) for share in range(1001)]
     assert shades[0] == 0 and shades[1] > 0.15 and shades[-1] == pytest.approx(1.0) and shades == sorted(shades)
+
+
+def _luminance(colour: str) -> float:
+    """WCAG 2.2: 0 for black, 1 for white."""
+    parts = (
+        [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        if len(colour) == 7
+        else [int(c, 16) / 15 for c in colour[1:]]
+    )
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+def _mixed(over: str, under: str, opacity: float) -> str:
+    over, under = (c if len(c) == 7 else "#" + "".join(2 * x for x in c[1:]) for c in (over, under))
+    pairs = [(int(over[i : i + 2], 16), int(under[i : i + 2], 16)) for i in (1, 3, 5)]
+    return "#" + "".join(f"{round(opacity * a + (1 - opacity) * b):02x}" for a, b in pairs)
+
+
+def _colours() -> dict[str, dict[str, str]]:
+    """The colours of the page in the light, in the dark and on paper."""
+    css = (resources.files("zhixing.evaluation") / "report.css").read_text(encoding="utf-8")
+    light, dark, paper = (
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]+);", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S)
+    )
+    assert dark.keys() >= {"paper", "on-pale"} and paper.keys() >= {"paper", "on-pale"}
+    return {"light": light, "dark": light | dark, "print": light | paper}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
+def test_words_and_numbers_can_be_read(scheme: str) -> None:
+    """A contrast of 4.5 at least, as WCAG 2.2 asks of small text: on the page, and on each cell of the matrix."""
+    colours = _colours()[scheme]
+    for ground in ("paper", "card"):
+        for ink in ("ink", "soft", "seal", "held"):
+            assert _contrast(*(_luminance(colours[c]) for c in (ink, ground))) >= 4.5, (ink, ground)
+    assert (
+        _contrast(_luminance(colours["seal"]), _luminance(colours["seal-soft"])) >= 4.5
+    )  # the language that is chosen
+    for kind, cell in (("hit", "small"), ("miss", "held")):
+        for count in range(1, 1001, 7):
+            matrix = [[count, 1000 - count], [0, 0]] if kind == "hit" else [[1000 - count, count], [0, 0]]
+            svg = ElementTree.fromstring(confusion_picture(matrix, ["a", "b"]))
+            [group] = [g for g in svg.iter("g") if g.find(f"rect[@class='{kind}']") is not None]
+            rect, number = group.find("rect"), group.find("text")
+            assert rect is not None and number is not None
+            ink = {"number": "on-pale", "number deep": "on-deep", "number full": "on-full"}[str(number.get("class"))]
+            ground = _mixed(colours[cell], colours["card"], float(str(rect.get("fill-opacity"))))
+            assert _contrast(_luminance(colours[ink]), _luminance(ground)) >= 4.5, (kind, count)
+    css = (resources.files("zhixing.evaluation") / "report.css").read_text(encoding="utf-8")
+    assert "color: var(--faint)" not in css.replace("border-color", "")  # lines only
 
 
 def test_rare_classes_are_joined() -> None:
@@ -221,6 +278,66 @@ def test_the_page_of_a_run_has_its_curves(tmp_path: Path) -> None:
         assert piece in words, piece
     assert "samples.jsonl" not in words  # a classifier writes none
     render_classification_report(result, run_dir=tmp_path / "no such run")
+
+
+def test_repeated_texts_are_counted_once_each() -> None:
+    """44 of 300: exact and near repeats are different texts, so their shares add up."""
+    [english, chinese] = warnings(_result(), {"data": FACTS["data"] | {"test": {}}})[0]
+    assert "3 word for word, 41 nearly (14.7%)" in english and "14.7%" in chinese
+
+
+def test_an_interval_of_no_width_is_said_to_be_too_narrow() -> None:
+    y = np.arange(20) % 2
+    for answers, said in ((y, "as low as 83.2%"), (1 - y, "as high as 16.8%")):  # 0.025^(1/20) = 0.8316
+        result = ClassificationResult(["a", "b"], y, answers)
+        assert said in text_summary(result, width=500) and said in words_of(render_classification_report(result))
+    assert "exact binomial" not in text_summary(
+        ClassificationResult(["a", "b"], y, np.where(np.arange(20) < 5, y, 1 - y)), width=500
+    )
+
+
+def test_a_label_with_a_line_end_stays_on_its_line() -> None:
+    result = ClassificationResult(["one\ntwo", "b"], np.array([0, 1, 1] * 5), np.array([0, 0, 1] * 5))
+    lines = text_summary(result).splitlines()
+    assert not [line for line in lines if line.strip().startswith("two")] and any(
+        "b → one two" in line for line in lines
+    )
+
+
+def test_a_class_that_is_only_answered_has_an_f1_of_zero() -> None:
+    """It counts as 0 in the macro mean, so 0 is what its row says; its recall is of nothing."""
+    result = ClassificationResult(["a", "b", "c"], np.array([0] * 10), np.array([0] * 8 + [1] * 2))
+    rows = re.findall(r'<tr><th scope="row" dir="auto">([bc])</th>(.*?)</tr>', render_classification_report(result))
+    assert [(label, re.findall(r"<td>([\d.–]+)", cells)) for label, cells in rows] == [
+        ("b", ["0", "2", "0.000", "–", "0.000"]),
+        ("c", ["0", "0", "–", "–", "–"]),
+    ]
+    assert re.search(r"b +0 +0\.000 +– +0\.000", text_summary(result))
+
+
+def test_errors_are_shown_in_the_size_of_the_ratings() -> None:
+    for scale, mse in ((1e-3, "1e-06"), (1e3, "1,000,000"), (1.0, "1")):
+        y = np.arange(50.0) * scale
+        result = ClassificationResult([], y, y + scale, problem_type="regression")
+        words = words_of(render_classification_report(result))
+        row = re.search(r"MSE 均方误差 (\S+) (\S+) – (\S+)", words)
+        assert row is not None and row.groups() == (mse, mse, mse), row
+        assert re.search(rf"MSE +{re.escape(mse)} ", text_summary(result))
+        assert "e+" not in words and "e+" not in text_summary(result)
+
+
+def test_a_constant_answer_has_no_correlation_and_the_page_says_why() -> None:
+    y = np.arange(30.0)
+    words = words_of(render_classification_report(ClassificationResult([], y, 0 * y, problem_type="regression")))
+    assert "all the same number" in words and "only one text" not in words
+
+
+@pytest.mark.parametrize(
+    ("family", "said"), [("bag", "A bag"), ("lstm", "An lstm"), ("average", "An average"), ("gpt", "A gpt")]
+)
+def test_families_have_their_article(family: str, said: str) -> None:
+    words = words_of(render_classification_report(_result(facts={"model": {"family": family}})))
+    assert f"{said} model" in words
 
 
 def test_long_texts_are_cut() -> None:
@@ -339,6 +456,7 @@ def test_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\033[1m" in text_summary(result) and "\033[1m" in comparison_text(same)
+    assert wants_colour() and not wants_colour(stream=io.StringIO())  # a file stays without, whatever stdout is
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\033" not in text_summary(result) and "\033" not in comparison_text(same)
 

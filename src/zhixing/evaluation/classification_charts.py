@@ -24,6 +24,7 @@ SMALLEST, LARGEST = 13, 92  # pixels of a cell
 MOST_CLASSES = 52  # more would not be legible: the rarest are joined
 LABEL_COLUMNS = 24
 NUMBER_FROM = 18  # pixels of a cell from which a number may stand in it
+DEEP, FULL = 0.66, 0.865  # strengths above which black is read better in the dark, and white in the light (report.css)
 LEGEND = (0.01, 0.05, 0.25, 0.5, 1.0)
 
 
@@ -125,7 +126,7 @@ def _number(count: int, share: float, x: int, y: int, cell: int, strength: float
     size = min(17.0, 0.4 * cell, (cell - 3) / (0.62 * len(text)))
     if cell < NUMBER_FROM or size < 8:
         return ""
-    kind = "number on" if strength > 0.58 else "number"
+    kind = "number full" if strength > FULL else "number deep" if strength > DEEP else "number"
     middle, both_fit = x + cell / 2, cell >= 54
     at = y + cell / 2 + 0.35 * size - (0.42 * size if both_fit else 0)
     parts = [f'<text class="{kind}" x="{middle:g}" y="{at:.1f}" font-size="{size:.1f}">{text}</text>']

@@ -30,9 +30,12 @@ from zhixing.evaluation.classification_charts import (
 )
 from zhixing.evaluation.classification_result import (
     MAIN_SCORE,
+    UNITS,
     ClassificationResult,
     baselines,
+    in_units,
     mistakes,
+    rating,
     result_reliability,
     result_scores,
 )
@@ -101,10 +104,11 @@ def render_classification_report(
         "n": f"{scores.n:,}",
         "seed": scores.seed,
         "figure": next(row for row in rows if row.key == headline),
+        "no_interval": no_interval(scores),
         "bars": sorted(bars, key=lambda bar: bar.value if main in LOWER_IS_BETTER else -bar.value),
         "bar_limit": 1.0 if main not in LOWER_IS_BETTER else max(bar.high or bar.value for bar in bars) or 1.0,
         "bar_caption": _bar_caption(main),
-        "bar_form": "%.1f%%" if main in PERCENT else "%.3f",
+        "bar_form": _bar_form(main, max(bar.value for bar in bars)),
         "bar_scale": 100 if main in PERCENT else 1,
         "score_rows": rows,
         "score_brief": [row for key in BRIEF[result.problem_type] for row in rows if row.key == key],
@@ -213,7 +217,8 @@ def about(result: ClassificationResult, facts: dict[str, Any]) -> Words:
     }
     english, chinese = "A model", "模型"
     if family:
-        english, chinese = f"A {family} model", f"{family} 模型"
+        article = "An" if str(family)[0] in "aeiou" or family == "lstm" else "A"
+        english, chinese = f"{article} {family} model", f"{family} 模型"
     english, chinese = f"{english} {kinds[result.problem_type][0]}", f"{kinds[result.problem_type][1]}{chinese}"
     if parameters:
         english, chinese = f"{english}, {quantity(parameters)} parameters", f"{chinese}，{quantity(parameters)} 参数"
@@ -227,9 +232,11 @@ def about(result: ClassificationResult, facts: dict[str, Any]) -> Words:
 
 
 def shown_value(key: str, value: float) -> str:
-    """A score for a person: 90.7 % or 0.907, – for what is no number."""
+    """A score for a person: 90.7% or 0.907, – for what is no number. Errors in units of the ratings: four digits."""
     if not math.isfinite(value):
         return "–"
+    if key in UNITS:
+        return in_units(value)
     return f"{value:.1%}" if key in PERCENT else f"{value:.3f}"
 
 
@@ -249,6 +256,16 @@ def score_rows(scores: ClassifierScores) -> list[Row]:
     ]
 
 
+def no_interval(scores: ClassifierScores) -> Words:
+    """Why a score has none."""
+    if scores.n < 2:
+        return "No interval: there is only one text.", "只有一篇文本，没有区间。"
+    return (
+        "No interval: the ratings, or the answers, are all the same number, which correlates with nothing.",
+        "实际分数或预测分数全部相同，无法计算相关，没有区间。",
+    )
+
+
 def score_bars(result: ClassificationResult, scores: ClassifierScores) -> list[Bar]:
     """The main score of this model (first) and of what it is compared with."""
     own = scores.scores[MAIN_SCORE[result.problem_type]]
@@ -258,6 +275,13 @@ def score_bars(result: ClassificationResult, scores: ClassifierScores) -> list[B
         if math.isfinite(value) and value >= 0:
             bars.append(Bar(BASELINES.get(name, (visible(name), visible(name))), value, None, None, own=False))
     return bars
+
+
+def _bar_form(main: str, largest: float) -> str:
+    """How the page writes the values of the bars: errors with four digits, large ones to one place."""
+    if main in UNITS:
+        return "%.4g" if largest < 1e4 else "%.1f"
+    return "%.1f%%" if main in PERCENT else "%.3f"
 
 
 def _bar_caption(main: str) -> Words:
@@ -277,7 +301,7 @@ def warnings(result: ClassificationResult, facts: dict[str, Any]) -> list[Words]
 
     near, exact = told("near_duplicates"), told("exact_duplicates")
     if near or exact:
-        share = f"{max(near, exact) / n:.1%}"
+        share = f"{(near + exact) / n:.1%}"
         parts = [f"{exact:,.0f} word for word" if exact else "", f"{near:,.0f} nearly" if near else ""]
         chinese = [f"{exact:,.0f} 篇完全相同" if exact else "", f"{near:,.0f} 篇近似" if near else ""]
         found.append(
@@ -302,6 +326,7 @@ def warnings(result: ClassificationResult, facts: dict[str, Any]) -> list[Words]
         found.append(
             (f"{unknown:,.0f} texts without a label are not counted.", f"{unknown:,.0f} 篇无标签文本未计入。")
         )  # fmt: skip
+    found += _all_alike(result)
     few = _rare_classes(result)
     if few:
         found.append(
@@ -312,6 +337,35 @@ def warnings(result: ClassificationResult, facts: dict[str, Any]) -> list[Words]
             )
         )
     return found
+
+
+def _all_alike(result: ClassificationResult) -> list[Words]:
+    """The bootstrap draws what was met. Where all texts are right, or none, its interval is too narrow.
+
+    With no error in n texts the share of errors lies below 1 - 0.025^(1 / n) (Clopper & Pearson 1934), in 95 of 100.
+    """
+    right = result.right[result.known]
+    if result.graded or len(right) < 2 or right.any() != right.all():
+        return []
+    most = 1 - 0.025 ** (1 / len(right))
+    n, share = f"{len(right):,}", f"{1 - most if right.all() else most:.1%}"
+    if right.all():
+        return [
+            (
+                f"All {n} texts are right, and the bootstrap draws no error that it has not met: on other texts of "
+                f"this kind the accuracy may be as low as {share} (exact binomial, 95 %).",
+                f"全部 {n} 篇均正确，自助抽样抽不到未出现过的错误："
+                f"同类文本的准确率可能低至 {share}（精确二项区间，95 %）。",
+            )
+        ]
+    return [
+        (
+            f"None of the {n} texts is right, and the bootstrap draws no hit that it has not met: on other texts of "
+            f"this kind the accuracy may be as high as {share} (exact binomial, 95 %).",
+            f"{n} 篇无一正确，自助抽样抽不到未出现过的正确答案："
+            f"同类文本的准确率可能高至 {share}（精确二项区间，95 %）。",
+        )
+    ]
 
 
 def _told(data: dict[str, Any], key: str) -> float | None:
@@ -385,9 +439,8 @@ def _class_rows(scores: ClassifierScores) -> list[dict[str, Any]]:
     rows = []
     for entry in scores.classes:
         shown = []
-        for key, score in (("precision", entry.precision), ("recall", entry.recall), ("f1", entry.f1)):
-            nothing = (entry.predicted if key == "precision" else entry.support) == 0
-            shown.append(("–", "") if nothing else (f"{score.value:.3f}", _short(score)))
+        for score in (entry.precision, entry.recall, entry.f1):
+            shown.append((f"{score.value:.3f}", _short(score)) if score.n else ("–", ""))
         rows.append(
             {
                 "label": visible(entry.label), "support": f"{entry.support:,}", "predicted": f"{entry.predicted:,}",
@@ -413,7 +466,7 @@ def _shown_mistakes(result: ClassificationResult) -> list[dict[str, Any]]:
     return [
         {
             "row": f"{m.row + 1:,}", "text": cut(m.text), "target": visible(m.target), "answer": visible(m.answer),
-            "size": f"±{m.size:.3g}" if result.graded else f"{m.size:.1%}",
+            "size": f"±{rating(m.size)}" if result.graded else f"{m.size:.1%}",
         }
         for m in mistakes(result, MISTAKES_SHOWN)
     ]  # fmt: skip
@@ -440,7 +493,7 @@ def text_summary(
     width: int = 90,
     most_classes: int = 60,
 ) -> str:
-    """The result in short for a terminal. Colours on a terminal, unless NO_COLOR is set."""
+    """The result in short for a terminal. Colours where stdout is one, unless NO_COLOR is set."""
     colour = wants_colour(colour)
     scores = scores or result_scores(result)
     facts = _facts(result, None)
@@ -468,14 +521,14 @@ def text_summary(
         if pairs:
             lines += ["", bold("taken for one another", colour=colour)]
             for row, column, count in pairs:
-                said = f"{visible(result.labels[row])} → {visible(result.labels[column])}"
+                said = f"{cut(result.labels[row])} → {cut(result.labels[column])}"
                 lines.append(f"  {count:>6,}  {fits(said, width - 10)}")
     wrong = mistakes(result, 3)
     if wrong:
         lines += ["", bold("farthest off" if result.graded else "sure and wrong", colour=colour)]
         for m in wrong:
-            size = f"±{m.size:.3g}" if result.graded else f"{m.size:.1%}"
-            lines.append(f"  {size:>6}  {fits(visible(f'{m.answer}, is {m.target}'), width - 10)}")
+            size = f"±{rating(m.size)}" if result.graded else f"{m.size:.1%}"
+            lines.append(f"  {size:>6}  {fits(cut(f'{m.answer}, is {m.target}'), width - 10)}")
             if m.text:
                 lines.append("          " + faint(fits(cut(m.text), width - 10), colour=colour))
     notes = [english for english, _ in warnings(result, facts)]
@@ -495,7 +548,7 @@ def _class_lines(scores: ClassifierScores, *, colour: bool, most: int) -> list[s
     if left_out > 0:
         kept = set(sorted(range(len(entries)), key=lambda k: entries[k].f1.value)[:most])
         entries = [entry for k, entry in enumerate(entries) if k in kept]
-    names = [fits(visible(entry.label), 32) for entry in entries]
+    names = [fits(cut(entry.label), 32) for entry in entries]
     wide = max(5, *(columns(name) for name in names)) + 2
     head = f"  {pad('class', wide)}{'texts':>8}{'precision':>11}{'recall':>9}{'F1':>8}   95 % interval of F1"
     lines = ["", bold(head, colour=colour)]

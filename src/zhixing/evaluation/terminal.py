@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
+from typing import TextIO
 
 
-def wants_colour(colour: bool | None = None) -> bool:
-    """What was asked for; unless asked, colour is for a terminal that is not dumb and where NO_COLOR is not set."""
+def wants_colour(colour: bool | None = None, stream: TextIO | None = None) -> bool:
+    """What was asked for; unless asked, colour is for a terminal that is not dumb and where NO_COLOR is not set.
+
+    `stream` is where the text goes: stdout by default.
+    """
     if colour is not None:
         return colour
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def bold(text: str, *, colour: bool) -> str:
