@@ -30,7 +30,8 @@ from zhixing.evaluation.curves import (
 )
 from zhixing.evaluation.language import language_scores
 from zhixing.evaluation.records import FILES, read_records, visible
-from zhixing.evaluation.report import loss_words, summary, write_report
+from zhixing.evaluation.report import fact_tables, loss_words, summary, write_report
+from zhixing.progress import quantity
 from zhixing.recipe import Recipe
 
 HOSTILE = [
@@ -120,6 +121,12 @@ def test_ticks() -> None:
         "1e-5",
         "2.5",
     ]
+
+
+def test_three_digits_never_round_up_to_a_thousand() -> None:
+    assert [plain(v) for v in (999.4, 999.7, 9999.6, 999_499, 999_999)] == ["999", "1,000", "10,000", "999k", "1M"]
+    assert [quantity(v) for v in (999.4, 999.7, 999_499, 999_999, 999_999_999)] == ["999", "1k", "999k", "1M", "1G"]
+    assert quantity(999_999, "B") == "1 MB" and quantity(0.25) == "0.25"
 
 
 def test_smooth_keeps_lines_and_tames_noise() -> None:
@@ -266,6 +273,9 @@ def test_any_part_may_be_missing(tmp_path: Path, kept: tuple[str, ...]) -> None:
         ("metrics.jsonl", '{"step": 1, "loss": 3}\n{"step": 2, "lo', "1 of 2 lines"),
         ("metrics.jsonl", '{"step": 1, "loss": NaN, "eval_loss": Infinity}\n[1]\n', "1 of 2 lines"),
         ("metrics.jsonl", '{"step": "x", "loss": true}\n', ""),
+        ("metrics.jsonl", f'{{"step": 1, "loss": 1{"0" * 400}}}', ""),
+        ("facts.json", f'{{"run": {{"steps": 1{"0" * 400}}}}}', "not a number"),
+        ("recipe.toml", "a = " + "[" * 20_000, "not valid TOML"),
         ("scores.json", "[]", "not a JSON object"),
         ("scores.json", '{"model": 3, "baselines": {"a": "b", "c": -1}}', ""),
         ("scores.json", '{"model": {"bits_per_byte": 0, "low": NaN, "intervals": {"loss": [1]}, "loss": 1}}', ""),
@@ -278,8 +288,16 @@ def test_any_part_may_be_missing(tmp_path: Path, kept: tuple[str, ...]) -> None:
 def test_broken_records_are_left_out_with_a_note(tmp_path: Path, name: str, content: str, said: str) -> None:
     run = _write(tmp_path / "run", **{name: content})
     assert said in words_of(write_report(run).read_text(encoding="utf-8"))
-    assert said in summary(run)
+    assert said in summary(run) or said == "not a number"  # the page alone has all facts
     write_card(run)
+
+
+def test_numbers_of_the_facts_are_for_people() -> None:
+    facts = {"run": {"texts_per_second": 25312.4, "learning_rate": 0.00123456, "seed": 12345, "steps": 12345}}
+    [(_, rows)] = fact_tables(facts)
+    assert {row.key: row.value for row in rows} == {
+        "texts_per_second": "25,312", "learning_rate": "0.001235", "seed": "12345", "steps": "12,345",
+    }  # fmt: skip
 
 
 def test_one_passage_has_no_interval(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
 def quantity(number: float, unit: str = "") -> str:
     """1234567 -> 1.23M; with a unit, '1.23 MB'."""
     for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= factor:
+        if abs(number) >= 0.9995 * factor:  # 999,999 has the three digits of 1M
             text = f"{number / factor:.3g}"
             return f"{text} {letter}{unit}" if unit else f"{text}{letter}"
     return f"{number:.3g} {unit}" if unit else f"{number:.3g}"

@@ -100,11 +100,11 @@ def log_ticks(low: float, high: float) -> list[float]:
 def plain(value: float) -> str:
     """A number for an axis: 0.001, 2.5, 1,200, 12k, 3.4M."""
     size = abs(value)
-    if size >= 1e6:
+    if size >= 999_500:  # what three digits round up to the next unit is written in it
         return f"{value / 1e6:.3g}M"
     if size >= 1e4:
         return f"{value / 1e3:.3g}k"
-    if size >= 1e3:
+    if size >= 999.5:
         return f"{value:,.0f}"
     if size and size < 1e-3:
         mantissa, exponent = f"{value:.0e}".split("e")

@@ -97,10 +97,11 @@ def read_records(run_dir: Path | str) -> RunRecords:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, else None. A bool is no number."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return value
-    return None
+    """A finite number, else None. A bool is no number, nor is a whole one that no float holds."""
+    try:
+        return value if isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def visible(text: str) -> str:
@@ -165,7 +166,7 @@ def _recipe(text: str, notes: list[str]) -> dict[str, dict[str, Any]]:
     parse: Callable[[str], dict[str, Any]] = tomllib.loads
     try:
         return {table: values for table, values in parse(text).items() if isinstance(values, dict)}
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         notes.append("recipe.toml is not valid TOML")
         return {}
 

@@ -6,7 +6,6 @@ Language and scale are switched by CSS alone.
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 import textwrap
@@ -299,7 +298,7 @@ def _shown(key: str, value: Any) -> tuple[str, str]:
     if isinstance(value, bool):
         return ("yes" if value else "no"), ""
     if isinstance(value, (int, float)):
-        if not math.isfinite(value):
+        if number(value) is None:
             return "not a number", ""
         if key == "bytes" or key.endswith("_bytes"):
             return quantity(value, "B"), f"{value:,} bytes"
@@ -307,7 +306,7 @@ def _shown(key: str, value: Any) -> tuple[str, str]:
             return duration(value), f"{value:,} s"
         if isinstance(value, int):
             return (str(value) if key in ("seed", "world", "threads") else f"{value:,}"), ""
-        return f"{value:.4g}", repr(value)
+        return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"), repr(value)
     if isinstance(value, list):
         return visible(", ".join(str(v) for v in value)), ""
     text = visible(str(value))
