@@ -42,6 +42,7 @@ class DataSettings:
     target_column: str = "target"  # and what is written
     source_language: str = ""  # codes such as en and zh: for translations of several languages, scripts and scores
     target_language: str = ""
+    directions: list[str] = field(default_factory=list)  # of a translator: "en>de SOURCE", "en<>zh SOURCE" (both ways)
     max_ratio: float = 4.0  # pairs whose longer side has more times the bytes of the shorter are left out; 0: none
     heldout_fraction: float = 0.05  # share of the text kept for evaluation, by whole documents
     normalize: Literal["none", "NFC", "NFKC"] = "NFC"  # NFKC also folds ， to , and so changes Chinese
@@ -179,7 +180,7 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class Recipe:
-    data: DataSettings = DataSettings()
+    data: DataSettings = field(default_factory=DataSettings)
     task: TaskSettings = TaskSettings()
     average: AverageRecipe = field(default_factory=AverageRecipe)
     bag: BagRecipe = BagRecipe()
@@ -269,6 +270,33 @@ def parse_recipe(text: str, where: str, overrides: list[str] | None = None) -> R
     recipe = Recipe(**settings)
     check_recipe(recipe, where)
     return recipe
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs by name or path, and the languages of their two sides; both_ways: they are learnt turned round too."""
+
+    source: str
+    source_language: str
+    target_language: str
+    both_ways: bool = False
+
+
+LANGUAGE = "[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8}){0,3}"  # zh, zh-CN, cmn_Hans
+PAIR_SET = re.compile(rf"({LANGUAGE})(<>|>)({LANGUAGE})\s+(\S.*)", re.DOTALL)
+
+
+def pair_set(text: str) -> PairSet | None:
+    """The pair set that "en>de SOURCE" or "en<>zh SOURCE" names; None where the text is no such thing."""
+    found = PAIR_SET.fullmatch(text.strip())
+    if not found or found[1] == found[3]:
+        return None
+    return PairSet(found[4], found[1], found[3], found[2] == "<>")
+
+
+def pair_sets(recipe: Recipe) -> list[PairSet]:
+    """The pair sets of data.directions; none where data.source is the only one."""
+    return [found for text in recipe.data.directions if (found := pair_set(text))]
 
 
 SHARED = ("kind", "test", "validation_fraction", "class_weights", "on_too_long")  # of [task]: one for all members
@@ -468,6 +496,19 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         refuse("train.per_device_train_batch_size", why, "set train.max_tokens_per_batch")
     if recipe.data.max_ratio != 0 and not 1 <= recipe.data.max_ratio < float("inf"):
         refuse("data.max_ratio", f"it is {recipe.data.max_ratio}, a longer side is never shorter", "0, or 1 and more")
+    for direction in recipe.data.directions:
+        if recipe.task.kind != "translation":
+            refuse("data.directions", "only a translator has directions", 'set task.kind = "translation"')
+        if not pair_set(direction):
+            why = f"{direction[:80]!r} does not say from which language to which, and then the pairs"
+            refuse("data.directions", why, 'write "en>de NAME", or "en<>zh FILE" for both ways')
+        for name in ("source", "source_language", "target_language"):
+            if getattr(recipe.data, name):
+                why = "data.directions names the pairs and their languages"
+                refuse(f"data.{name}", why, "leave out one of the two")
+        if recipe.task.test:
+            why = "each of data.directions has a test part of its own"
+            refuse("task.test", why, "leave it out, and measure afterwards: zhixing evaluate RUN 'en>de FILE'")
     if pairs and m.family != "t5" and m.d_model % 2:
         why = f"half of a position's {m.d_model} channels are sines"
         if m.family == "lstm":

@@ -1,6 +1,7 @@
 """Pairs of texts, one the translation (or the summary, or the reply) of the other: reading and cleaning, all counted.
 
     read_pairs(source, settings)                   pairs of a data set by name, of files or a folder
+    read_directions(sets, settings)                pairs of several sets, each with its languages
     split_pairs(pairs, heldout_fraction, seed)     two parts: groups on one side, no held-out text in training
 
 From jsonl, csv, tsv and parquet with a column for each side, or one column {"translation": {"en": ..., "zh": ...}};
@@ -17,14 +18,13 @@ import re
 import xml.parsers.expat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from zhixing.errors import InputError
 from zhixing.progress import Progress, say
-from zhixing.recipe import DataSettings
+from zhixing.recipe import DataSettings, PairSet
 from zhixing.text import catalogue, cleaning, readers
 from zhixing.text.readers import Bad, Row, SourceFile
 
@@ -67,15 +67,26 @@ class PairSettings:
     repeats: OnSuspect = "drop"  # a pair that came before
     on_bad_record: Literal["fail", "skip", "quarantine"] = "fail"
     normalize: Literal["none", "NFC", "NFKC"] = "NFC"
+    language_columns: bool = False  # a row may say its own languages, in source_language and target_language
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two texts that belong together, and a group (a file, a package, or "") that no split tears apart."""
+    """Two texts that belong together, and a group (a file, a package, or "") that no split tears apart.
+
+    The languages are set where pairs of several directions are together, else empty.
+    """
 
     source: str
     target: str
     group: str = ""
+    source_language: str = ""
+    target_language: str = ""
+
+    @property
+    def direction(self) -> str:
+        """From which language to which: en>zh; empty where there is only one direction."""
+        return f"{self.source_language}>{self.target_language}" if self.target_language else ""
 
 
 @dataclass
@@ -115,8 +126,16 @@ class Pairs:
         """SHA-256 over the pairs and groups in their order."""
         digest = hashlib.sha256()
         for pair in self.pairs:
-            digest.update("\0".join((pair.source, pair.target, pair.group)).encode() + b"\n")
+            direction = (pair.direction,) if pair.direction else ()
+            digest.update("\0".join((pair.source, pair.target, pair.group, *direction)).encode() + b"\n")
         return digest.hexdigest()
+
+    def directions(self) -> dict[str, list[int]]:
+        """The indices of each direction's pairs, in the order in which they come; {"": all} where there is only one."""
+        found: dict[str, list[int]] = {}
+        for i, pair in enumerate(self.pairs):
+            found.setdefault(pair.direction, []).append(i)
+        return found
 
     def pick(self, indices: Iterable[int]) -> Pairs:
         """The pairs of these indices, in this order."""
@@ -157,7 +176,7 @@ def read_pairs(source: str, settings: PairSettings | None = None, *, quarantine:
                     aside.add(item)
                 continue
             pair, where = item
-            pair = Pair(_clean(pair.source, s), _clean(pair.target, s), pair.group)
+            pair = replace(pair, source=_clean(pair.source, s), target=_clean(pair.target, s))
             counts.read += 1
             scripts.see(pair)
             if reason := _reason(pair, s, scripts, seen):
@@ -175,6 +194,47 @@ def read_pairs(source: str, settings: PairSettings | None = None, *, quarantine:
         told = ", ".join(f"{name.replace('_', ' ')} {number:,}" for name, number in left_out)
         say(f"{source}: {len(kept):,} of {counts.read:,} pairs are kept; left out: {told}")
     return Pairs(source, kept, places, counts)
+
+
+def read_directions(
+    sets: Sequence[PairSet], settings: PairSettings | None = None, *, quarantine: Path | None = None
+) -> Pairs:
+    """The pairs of several sets, each with its languages; those of a set that is taken both ways turned round behind.
+
+    A group means the same in all sets: a page that is there in three languages is one. A pair that comes again in the
+    same direction is left out and counted. InputError as in `read_pairs`.
+    """
+    pairs: list[Pair] = []
+    places: list[str] = []
+    counts = PairCounts()
+    seen = set[Pair]()
+    for number, each in enumerate(sets):
+        s = replace(
+            settings or PairSettings(), source_language=each.source_language, target_language=each.target_language
+        )
+        aside = quarantine and quarantine.with_name(f"{quarantine.stem}{number or ''}{quarantine.suffix}")
+        found = read_pairs(each.source, s, quarantine=aside)
+        counts = _sum(counts, found.counts)
+        for turned in (False, True)[: 1 + each.both_ways]:
+            for pair, place in zip(found, found.places, strict=True):
+                new = replace(pair, source_language=each.source_language, target_language=each.target_language)
+                if turned:
+                    new = Pair(pair.target, pair.source, pair.group, each.target_language, each.source_language)
+                if (key := replace(new, group="")) in seen:
+                    counts.repeated += 1
+                    continue
+                seen.add(key)
+                pairs.append(new)
+                places.append(place)
+    counts.kept = len(pairs)
+    return Pairs(", ".join(dict.fromkeys(each.source for each in sets)), pairs, places, counts)
+
+
+def _sum(a: PairCounts, b: PairCounts) -> PairCounts:
+    """The counts of two readings together."""
+    places = [*a.bad_places, *b.bad_places][:PLACES_KEPT]
+    numbers = {f.name: getattr(a, f.name) + getattr(b, f.name) for f in fields(a) if f.name != "bad_places"}
+    return PairCounts(**numbers, bad_places=places)
 
 
 def _left_out(counts: PairCounts) -> list[tuple[str, int]]:
@@ -339,8 +399,10 @@ def _rows(file: SourceFile, s: PairSettings) -> Iterator[Item]:
                 raise readers.missing_column(column, names, where, setting=setting)
         return wanted
 
+    further = ["group", *(["source_language", "target_language"] if s.language_columns else [])]
+
     def choose(names: list[str], where: str) -> list[str]:
-        return columns_of(names, where) + ["group"] * ("group" in names)
+        return columns_of(names, where) + [name for name in further if name in names]
 
     rows: Iterator[Row | Bad]
     if file.kind == "jsonl":
@@ -366,8 +428,8 @@ def _rows(file: SourceFile, s: PairSettings) -> Iterator[Item]:
             why = f"it is a {type(sides[wrong]).__name__}"
             yield row.bad(InputError(f"{columns[wrong]} is no text", where=row.where, why=why, mend=readers.MEND_SKIP))
             continue
-        group = row.values.get("group")
-        yield Pair(sides[0] or "", sides[1] or "", "" if group is None else str(group)), row.where
+        said = ["" if (value := row.values.get(name)) is None else str(value) for name in further]
+        yield Pair(sides[0] or "", sides[1] or "", *said), row.where
 
 
 def _languages_of(texts: Any, where: str, s: PairSettings) -> tuple[list[str], list[Any]]:
@@ -536,7 +598,9 @@ def split_pairs(
     A group goes to one side whole; a pair without one is its own. Groups are held out in the order of the hash of seed
     and group until they hold the fraction. Then held-out pairs whose source or target is a training text, or nearly
     one, are removed: a page repeats what other pages say. `sides` are those that are looked at: two texts may well have
-    the same summary. InputError: fewer than two groups, nothing left to hold out.
+    the same summary. Of several directions, pairs without a group hang together by their text in the language that most
+    have, so that no direction learns what another is tested on. InputError: fewer than two groups, nothing left to hold
+    out.
     """
     if not 0 < heldout_fraction < 1:
         raise InputError(
@@ -545,9 +609,9 @@ def split_pairs(
             mend="give a share between 0 and 1, such as 0.05",
         )
     units: dict[str, list[int]] = {}
+    hub = _hub(pairs)
     for i, pair in enumerate(pairs):
-        unit = f"group {pair.group}" if pair.group else f"pair {pair.source}\0{pair.target}"
-        units.setdefault(unit, []).append(i)
+        units.setdefault(_unit(pair, hub), []).append(i)
     if len(units) < 2:
         raise InputError(
             "there are too few pairs to split", where=pairs.name, why=f"{len(units)} groups", mend="give more"
@@ -568,6 +632,25 @@ def split_pairs(
     return train, left, PairSplitReport(len(train), len(left), len(repeats), len(near), groups)
 
 
+def _hub(pairs: Pairs) -> str:
+    """The language of most pairs, by name where two have as many; empty where pairs have none."""
+    counted = Counter[str]()
+    for pair in pairs:
+        counted.update((pair.source_language, pair.target_language))
+    del counted[""]
+    return max(sorted(counted), key=counted.__getitem__, default="")
+
+
+def _unit(pair: Pair, hub: str) -> str:
+    """What a pair stays together with: its group, or else the pairs with the same text in the language `hub`."""
+    if pair.group:
+        return f"group {pair.group}"
+    if not pair.direction:
+        return f"pair {pair.source}\0{pair.target}"
+    texts = {pair.source_language: pair.source, pair.target_language: pair.target}
+    return f"text {texts[hub]}" if hub in texts else "pair " + "\0".join(sorted(texts.values()))
+
+
 def _draw(units: dict[str, list[int]], fraction: float, seed: int, total: int) -> set[int]:
     """Indices of the pairs held out. A unit goes out where that brings their share nearer to the fraction."""
 
@@ -586,22 +669,40 @@ def _draw(units: dict[str, list[int]], fraction: float, seed: int, total: int) -
 
 
 def repeated_pairs(train: Pairs, held: Pairs, sides: Sequence[Side] = SIDES) -> tuple[set[int], set[int]]:
-    """Indices of held-out pairs with a side that a training pair has on that side: word for word, nearly.
+    """Indices of held-out pairs with a text that a training pair has on the same side: word for word, nearly.
 
-    A text is compared with the first one only of each MinHash band. Where thousands share a boilerplate some near ones
-    stay: 18 of 2,751 held-out Debian descriptions, none of LibreOffice's help.
+    Of several directions, with a text that a training pair has in the same language, on either side: what is written in
+    one is read in another. A text is compared with the first one only of each MinHash band. Where thousands share a
+    boilerplate some near ones stay: 18 of 2,751 held-out Debian descriptions, none of LibreOffice's help.
     """
+    known: dict[str, dict[str, None]] = {}  # the different training texts of each side or language
+    for pair in train:
+        for kind, text in _texts(pair, sides):
+            known.setdefault(kind, {})[text] = None
+    keys = {kind: {_key(text) for text in texts} for kind, texts in known.items()}
     repeats: set[int] = set()
     near: set[int] = set()
-    for side in sides:
-        known = {_key(getattr(pair, side)) for pair in train}
-        repeats |= {i for i, pair in enumerate(held) if _key(getattr(pair, side)) in known}
-    kept = [i for i in range(len(held)) if i not in repeats]
-    for side in sides:
+    asked: dict[str, dict[str, list[int]]] = {}  # the held-out texts, and the pairs that have them
+    for i, pair in enumerate(held):
+        texts = _texts(pair, sides)
+        if any(_key(text) in keys.get(kind, ()) for kind, text in texts):
+            repeats.add(i)
+            continue
+        for kind, text in texts:
+            asked.setdefault(kind, {}).setdefault(text, []).append(i)
+    for kind, places in asked.items():
         # the training texts come first: a text that nearly repeats one of these and a held-out one is found with these
-        texts = [getattr(pair, side) for pair in chain(train, held.pick(kept))]
-        near |= {kept[i - len(train)] for i, earlier in _near(texts).items() if i >= len(train) > earlier}
+        learnt = list(known.get(kind, ()))
+        found = _near([*learnt, *places])
+        for n, indices in enumerate(places.values(), len(learnt)):
+            near.update(indices if found.get(n, n) < len(learnt) else ())
     return repeats, near
+
+
+def _texts(pair: Pair, sides: Sequence[Side]) -> list[tuple[str, str]]:
+    """The texts of a pair, each with what it is compared by: its language, or its side where there is no language."""
+    languages = {"source": pair.source_language, "target": pair.target_language}
+    return [(languages[side] or side, getattr(pair, side)) for side in sides]
 
 
 def _near(texts: list[str]) -> dict[int, int]:
