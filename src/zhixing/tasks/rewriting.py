@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol, cast
@@ -27,7 +28,10 @@ OnTooLong = Literal["error", "split", "truncate"]
 
 ROOM_CELL = 16  # tokens: sources of the same cell may write as much
 COVERED_AT_ONCE = 64  # hypotheses that are looked at together
-NO_SPACES = ("zh", "ja", "th", "lo", "km", "my")  # languages whose sentences stand without a space between
+# Languages whose sentences stand without a space between
+NO_SPACES = frozenset(
+    {"zh", "zho", "chi", "cmn", "yue", "ja", "jpn", "th", "tha", "lo", "lao", "km", "khm", "my", "mya"}
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,9 @@ def fit_sources(
         too_long += 1
         if on_too_long == "truncate":
             _, spans = tokenizer.encode_with_spans(text[: 64 * room])
-            text = text[: spans[min(room, len(spans)) - 1][1]]
+            before = tokenizer.with_ends([-1]).index(-1)  # a language's tag, perhaps
+            spans = spans[before : before + len(spans) - len(tokenizer.with_ends([]))]
+            text = text[: spans[:room][-1][1]]
         cut = _halves(tokenizer, text, room)
         pieces.append(cut if on_too_long == "split" else cut[:1])
     return pieces, too_long
@@ -219,9 +225,10 @@ def translate(
 ) -> tuple[list[Written], int]:
     """Each text in the other language, its lines kept; and how many sentences were longer than the model reads.
 
-    A text's first sentence begins with settings.prefix_ids, the others are free.
+    A model of several languages is told by a tokenizer `for_language` what to write: then each sentence begins with the
+    tag. What is written for a text's first sentence begins with settings.prefix_ids, the others are free.
     """
-    joint = "" if target_language.lower().split("-")[0] in NO_SPACES else " "
+    joint = "" if re.split("[-_]", target_language.lower())[0] in NO_SPACES else " "
     pieces: list[str] = []
     shapes: list[list[list[int]]] = []  # of each text its lines, of each line its pieces
     too_long = 0

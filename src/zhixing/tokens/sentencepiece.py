@@ -451,6 +451,7 @@ class MarianPieces:
     """
 
     encode_special_tokens = True
+    reads_tags = True  # whether a text may begin with its tag; else that is text as any other
 
     def __init__(self, model: SentencePieceModel, vocab: Mapping[str, int], *, eos: str, unk: str, pad: str) -> None:
         self.vocab = dict(vocab)
@@ -486,7 +487,7 @@ class MarianPieces:
         return self._encode(texts, add_special_tokens)
 
     def _encode(self, texts: Sequence[str], ends: bool) -> list[Cut]:
-        tags = [self._tag(text) for text in texts]
+        tags = [self.leading_tag(text) if self.reads_tags else "" for text in texts]
         bare = [self._folded(text[len(tag) :]) for text, tag in zip(texts, tags, strict=True)]
         found = []
         for text, tag, encoding in zip(
@@ -508,7 +509,7 @@ class MarianPieces:
         right = unicodedata.is_normalized("NFC", text) and not any(mark in text for mark in HALF_WIDTH_MARKS)
         return text if right else fold(text, self.charsmap)
 
-    def _tag(self, text: str) -> str:
+    def leading_tag(self, text: str) -> str:
         """The language that a text begins with, such as >>cmn<<, if the table has it."""
         tag = TAG.match(text)
         return tag.group() if tag and tag.group() in self.vocab else ""

@@ -21,6 +21,7 @@ to; and what a file of others normalizes belongs to that file, and stays.)
 from __future__ import annotations
 
 import codecs
+import copy
 import functools
 import hashlib
 import json
@@ -42,6 +43,7 @@ from zhixing.tokens.sentencepiece import (
     BLANK,
     BYTE_PIECE,
     CONTROL,
+    TAG,
     MarianPieces,
     SentencePieceModel,
     build_tokenizer,
@@ -154,7 +156,60 @@ class Tokenizer:
         self._inner.post_processor = processors.TemplateProcessing(
             single=f"$A {self.eos}", special_tokens=[(self.eos, self.eos_id)]
         )
-        self.__dict__.pop("_ends", None)
+        for name in ("_ends", "_told"):
+            self.__dict__.pop(name, None)
+
+    @functools.cached_property
+    def tags(self) -> dict[str, int]:
+        """Languages that a text can be told to be written in, each with the id of its tag: {"de": 4096} for >>de<<.
+
+        Control tokens of ours (`add_languages`), and what a vocabulary of OPUS-MT has.
+        """
+        if isinstance(self._inner, MarianPieces):
+            tokens = dict(self._inner.vocab)
+        else:
+            added: dict[int, AddedToken] = self._inner.get_added_tokens_decoder()
+            tokens = {token.content: i for i, token in added.items() if token.special}
+        return {token[2:-2]: i for token, i in sorted(tokens.items()) if TAG.fullmatch(token)}
+
+    def add_languages(self, languages: Iterable[str]) -> None:
+        """Give each language that has none a tag, behind all other ids. InputError: a vocabulary that cannot grow."""
+        new = [f">>{language}<<" for language in languages if language not in self.tags]
+        if new and isinstance(self._inner, MarianPieces):
+            why = f"it has none for {', '.join(tag[2:-2] for tag in new)}, and its files are those of others"
+            raise InputError("the vocabulary has not every language's tag", why=why, mend="train a vocabulary")
+        self._inner.add_special_tokens(new)
+        self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values()) + 1
+        for name in ("tags", "_bytes", "_fingerprint", "_told"):
+            self.__dict__.pop(name, None)
+
+    def for_language(self, language: str) -> Tokenizer:
+        """The same tokenizer for texts to be written in a language of `tags`: `with_ends` puts the tag before a text.
+
+        What a text itself says is text, as always; for OPUS-MT's too, which otherwise take a tag that a text begins
+        with. With "" there is no tag.
+        """
+        if not language and not isinstance(self._inner, MarianPieces):
+            return self
+        if language in self._told:
+            return self._told[language]
+        found = self._told[language] = copy.copy(self)
+        if isinstance(self._inner, MarianPieces):
+            found._inner = copy.copy(self._inner)
+            found._inner.reads_tags = False
+        before, after = self._ends
+        found.__dict__["_ends"] = ([self.tags[language], *before] if language else before), after
+        return found
+
+    @functools.cached_property
+    def _told(self) -> dict[str, Tokenizer]:
+        """What `for_language` gave."""
+        return {}
+
+    def cut_tag(self, text: str) -> tuple[str, str]:
+        """The language whose tag a text begins with, and the rest; "" and the text where tags in texts are text."""
+        tag = self._inner.leading_tag(text) if isinstance(self._inner, MarianPieces) and self._inner.reads_tags else ""
+        return tag[2:-2], text[len(tag) :]
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids with the tokenizer's ends, and which characters of the text each stands for; (0, 0) for an end."""
