@@ -47,10 +47,19 @@ from zhixing.models.lstm_translator import LSTMTranslator, LSTMTranslatorSetting
 from zhixing.models.marian import Marian, MarianSettings
 from zhixing.models.t5 import T5, T5Settings
 from zhixing.progress import Progress, duration, quantity, say
-from zhixing.recipe import Recipe, parse_recipe
+from zhixing.recipe import Recipe, pair_set, pair_sets, parse_recipe
 from zhixing.run import as_begun, peak_memory, precision_line, recipe_hash, threads_of
 from zhixing.tasks.rewriting import OnTooLong, Written, summarize, translate, write_each
-from zhixing.text.pairs import SIDES, Pairs, PairSettings, Side, read_pairs, repeated_pairs, split_pairs
+from zhixing.text.pairs import (
+    SIDES,
+    Pairs,
+    PairSettings,
+    Side,
+    read_directions,
+    read_pairs,
+    repeated_pairs,
+    split_pairs,
+)
 from zhixing.tokens.paired import PairedTexts
 from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
 from zhixing.training.checkpoint import list_steps
@@ -65,6 +74,7 @@ from zhixing.training.spans import CorruptedTexts
 MOST_STEPS = 100_000
 MOST_NEW_TOKENS = 512
 MOST_BEAMS = 64  # that another tool's folder may ask for
+LANGUAGES_SHOWN = 20
 SENTINELS = 100  # of a t5, behind the tokenizer's ids: what stands for a span that is left out
 
 
@@ -97,11 +107,15 @@ def pair_settings(recipe: Recipe) -> PairSettings:
 
 def prepare(recipe: Recipe, run_dir: Path) -> Parts:
     """Read, clean and split the pairs; says what it did."""
-    if not recipe.data.source:
+    sets = pair_sets(recipe)
+    if not recipe.data.source and not sets:
         raise InputError("the recipe names no pairs", mend='set data.source = "a file, two files A,B or a data set"')
-    settings, seed = pair_settings(recipe), recipe.train.seed
+    settings, seed, quarantine = pair_settings(recipe), recipe.train.seed, run_dir / "quarantine.jsonl"
     sides: tuple[Side, ...] = ("source",) if recipe.task.kind == "summarization" else SIDES
-    pairs = read_pairs(recipe.data.source, settings, quarantine=run_dir / "quarantine.jsonl")
+    if sets:
+        pairs = read_directions(sets, settings, quarantine=quarantine)
+    else:
+        pairs = read_pairs(recipe.data.source, settings, quarantine=quarantine)
     if recipe.task.test:
         train, test = pairs, read_pairs(recipe.task.test, settings)
         repeats, near = repeated_pairs(train, test, sides)
@@ -115,7 +129,20 @@ def prepare(recipe: Recipe, run_dir: Path) -> Parts:
     say(how)
     train, validation, _ = split_pairs(train, recipe.task.validation_fraction, seed + 1, sides)
     say(f"{len(train):,} pairs to learn from, {len(validation):,} choose the best step, {len(test):,} to test")
-    return Parts(train, validation, test, how)
+    parts = Parts(train, validation, test, how)
+    for direction, counts in _directions(parts).items():
+        say(f"  {direction}: {counts['train']:,} to learn from, {counts['test']:,} to test")
+    return parts
+
+
+def _directions(parts: Parts) -> dict[str, dict[str, int]]:
+    """How many pairs of each direction each part has; nothing where there is only one direction."""
+    names = ("train", "validation", "test")
+    of_each = {name: getattr(parts, name).directions() for name in names}
+    return {
+        direction: {name: len(of_each[name].get(direction, ())) for name in names}
+        for direction in {d: None for found in of_each.values() for d in found if d}
+    }
 
 
 def encode_pairs(
@@ -123,16 +150,21 @@ def encode_pairs(
 ) -> tuple[list[list[int]], list[list[int]], int]:
     """Ids of both sides with their ends, for pairs of which neither side is longer than max_len; how many are not here.
 
-    With cut_sources a source is cut to max_len instead: of a long text the beginning may do for a summary, where half a
-    sentence does not for its translation.
+    A source begins with the tag of the language that is to be written, where the pairs say it. With cut_sources it is
+    cut to max_len instead: of a long text the beginning may do for a summary, where half a sentence does not for its
+    translation.
     """
+    readers = {language: tokenizer.for_language(language) for language in {pair.target_language for pair in pairs}}
+    rooms = {language: max_len - len(reader.with_ends([])) for language, reader in readers.items()}
+    languages = [pair.target_language for pair in pairs]
     room = max_len - len(tokenizer.with_ends([]))
-    sources = tokenizer.encode_batch([pair.source for pair in pairs])
-    targets = tokenizer.encode_batch([pair.target for pair in pairs])
+    plain = tokenizer.for_language("")
+    sources = plain.encode_batch([pair.source for pair in pairs])
+    targets = plain.encode_batch([pair.target for pair in pairs])
     rows = [
-        (tokenizer.with_ends(s[:room]), tokenizer.with_ends(t))
-        for s, t in zip(sources, targets, strict=True)
-        if len(t) <= room and (cut_sources or len(s) <= room)
+        (readers[language].with_ends(s[: rooms[language]]), tokenizer.with_ends(t))
+        for language, s, t in zip(languages, sources, targets, strict=True)
+        if len(t) <= room and (cut_sources or len(s) <= rooms[language])
     ]
     return [s for s, _ in rows], [t for _, t in rows], len(pairs) - len(rows)
 
@@ -273,13 +305,22 @@ def _tokenizer(recipe: Recipe, parts: Parts, run_dir: Path) -> Tokenizer:
         tokenizer = Tokenizer.load(Path(t.path))
     else:
         texts = [side for pair in parts.train for side in (pair.source, pair.target)]
+        if recipe.data.directions:  # a text of several directions counts once, else most of what is learnt is English
+            texts = list(dict.fromkeys(texts))
         size = auto_vocab_size(sum(len(text.encode()) for text in texts)) if t.vocab_size == "auto" else t.vocab_size
         tokenizer = train_tokenizer(texts, t.kind, size, lowercase=t.lowercase)
     if not tokenizer.with_ends([]):
         tokenizer.end_texts()
+    tokenizer.add_languages(sorted(_written_languages(recipe)))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
     return tokenizer
+
+
+def _written_languages(recipe: Recipe) -> set[str]:
+    """Those of several directions: the model is told by a tag which one to write."""
+    sets = pair_sets(recipe)
+    return {s.target_language for s in sets} | {s.source_language for s in sets if s.both_ways}
 
 
 def build_seq2seq(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generator | None = None) -> Seq2Seq:
@@ -400,20 +441,22 @@ def _finish(
     peak = peak_memory()
     began = time.perf_counter()
     run.num_beams, run.length_penalty = recipe.eval.num_beams, recipe.eval.length_penalty
-    outputs = run.write([pair.source for pair in parts.test])
+    outputs = run.write_pairs(parts.test)
     decoding = time.perf_counter() - began
     scores = run.scores(parts.test, outputs, train=parts.train, seed=recipe.train.seed)
     examples = [
         {"source": pair.source, "reference": pair.target, "output": output, "group": pair.group}
+        | ({"direction": pair.direction} if pair.direction else {})
         for pair, output in zip(parts.test, outputs, strict=True)
     ]
     facts = {
         "data": {
-            "source": recipe.data.source,
+            "source": recipe.data.source or parts.train.name,
             "train": {"pairs": len(parts.train)},
             "validation": {"pairs": len(parts.validation)},
             "test": {"pairs": len(parts.test), "how": parts.split},
             "counts": dataclasses.asdict(parts.train.counts),
+            **({"directions": found} if (found := _directions(parts)) else {}),
         },
         "model": {
             "family": recipe.model.family,
@@ -440,6 +483,8 @@ def _finish(
     atomic_write(run_dir / "examples.jsonl", _json_lines(examples))
     (run_dir / "data").mkdir(exist_ok=True)
     rows = [dataclasses.asdict(pair) for pair in parts.test]
+    if not recipe.data.directions:
+        rows = [{key: value for key, value in row.items() if not key.endswith("_language")} for row in rows]
     atomic_write(run_dir / "data" / "test.jsonl", _json_lines(rows))
     write_seq2seq(run_dir, run.stored, num_beams=run.num_beams, length_penalty=run.length_penalty)
     atomic_write(run_dir / "README.md", _card(run, recipe, parts, scores))
@@ -451,8 +496,9 @@ def _finish(
             f"\n  source     {example['source']}\n  reference  {example['reference']}\n  output     {example['output']}"
         )
     say(f"\ndone in {duration(seconds + time.perf_counter() - began)}; look at {run_dir / 'report.html'}")
-    text = json.dumps(parts.test[0].source[:60], ensure_ascii=False)
-    say(f"next:  zhixing {'translate' if run.stored.task == 'translation' else 'summarize'} {run_dir} {text}")
+    text, language = json.dumps(parts.test[0].source[:60], ensure_ascii=False), parts.test[0].target_language
+    command = f"{'translate' if run.stored.task == 'translation' else 'summarize'} {run_dir} {text}"
+    say(f"next:  zhixing {command}" + (f" --to {language}" if language else ""))
 
 
 def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
@@ -460,7 +506,9 @@ def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def scores_text(scores: dict[str, Any]) -> str:
-    """The scores and what stands beside them, for a terminal."""
+    """The scores and what stands beside them, for a terminal; one table for each of several directions."""
+    if "directions" in scores:
+        return "\n\n".join(f"{name}\n{scores_text(found)}" for name, found in scores["directions"].items())
     model = scores["model"]
     main = [name for name in ("bleu", "chrf", "ter", "rougeL", "rouge1", "rouge2") if model.get(name)]
 
@@ -482,8 +530,13 @@ def _card(run: Translator | Summarizer, recipe: Recipe, parts: Parts, scores: di
     """The model card: what it is, what it learnt from, how well it does, and what it is not for."""
     verb = run.stored.task
     library = "zhixing" if recipe.model.family == "lstm" else "transformers"
+    told = f', target_language="{parts.test[0].target_language}"' if parts.test[0].target_language else ""
     front = ["---", f"library_name: {library}", f"pipeline_tag: {verb}"]
-    if languages := [code for code in (run.stored.source_language, run.stored.target_language) if code]:
+    directions = _directions(parts)
+    spoken = [run.stored.source_language, run.stored.target_language]
+    for direction in directions:
+        spoken += direction.split(">")
+    if languages := list(dict.fromkeys(filter(None, spoken))):
         front.append(f"language: {json.dumps(languages)}")
     return "\n".join(
         [
@@ -492,8 +545,9 @@ def _card(run: Translator | Summarizer, recipe: Recipe, parts: Parts, scores: di
             f"# {run.path.name}",
             "",
             f"A {recipe.model.family} for {verb}, trained from nothing with zhixing (知行) on {len(parts.train):,}"
-            f" pairs of {recipe.data.source!r}.",
+            f" pairs of {recipe.data.source or parts.train.name!r}.",
             "",
+            *([f"Directions: {', '.join(directions)}.", ""] if directions else []),
             f"Measured on {len(parts.test):,} pairs: {parts.split}.",
             "",
             "```",
@@ -505,7 +559,7 @@ def _card(run: Translator | Summarizer, recipe: Recipe, parts: Parts, scores: di
             "```python",
             "import zhixing",
             f"model = zhixing.load({str(run.path)!r})",
-            'print(model("...").text)',
+            f'print(model("..."{told}).text)',
             "```",
             "",
         ]
@@ -554,35 +608,83 @@ class _Writer:
         """The model as decoding takes it."""
         return self.model
 
+    @property
+    def target_languages(self) -> list[str]:
+        """The languages that it can be asked to write: those of several directions, or the one it says."""
+        return list(self.tokenizer.tags) or list(filter(None, [self.stored.target_language]))
+
     @overload
-    def __call__(self, texts: str, *, coverage_penalty: float = 0.0, **how: Unpack[Search]) -> Written: ...
-    @overload
-    def __call__(self, texts: list[str], *, coverage_penalty: float = 0.0, **how: Unpack[Search]) -> list[Written]: ...
     def __call__(
-        self, texts: str | list[str], *, coverage_penalty: float = 0.0, **how: Unpack[Search]
+        self, texts: str, *, target_language: str = "", coverage_penalty: float = 0.0, **how: Unpack[Search]
+    ) -> Written: ...
+    @overload
+    def __call__(
+        self, texts: list[str], *, target_language: str = "", coverage_penalty: float = 0.0, **how: Unpack[Search]
+    ) -> list[Written]: ...
+    def __call__(
+        self, texts: str | list[str], *, target_language: str = "", coverage_penalty: float = 0.0, **how: Unpack[Search]
     ) -> Written | list[Written]:
         """What the model writes for a text, or for each of a list; n_best above 1: alternatives and their scores.
 
+        target_language: one of `target_languages`, needed where a model has several; all of a text is written in it.
         prefix: what is written for each text begins with it. coverage_penalty: of the hypotheses found the one is taken
         that leaves least of the text unread (0.2 is usual). A temperature above 0 samples, with one beam; the rest is
         as in DecodingSettings. InputError for what cannot be used.
         """
         settings = self.settings(**how)
-        found, too_long = self._each([texts] if isinstance(texts, str) else texts, settings, coverage_penalty)
-        self.too_long += too_long
-        return found[0] if isinstance(texts, str) else found
+        given = [texts] if isinstance(texts, str) else texts
+        found: list[Written | None] = [None] * len(given)
+        for language, asked in self._by_language(given, target_language).items():
+            answers, too_long = self._each([text for _, text in asked], language, settings, coverage_penalty)
+            self.too_long += too_long
+            for (number, _), answer in zip(asked, answers, strict=True):
+                found[number] = replace(answer, source=given[number])
+        whole = [answer for answer in found if answer is not None]
+        return whole[0] if isinstance(texts, str) else whole
 
     def _each(
-        self, texts: Sequence[str], settings: DecodingSettings, coverage_penalty: float
+        self, texts: Sequence[str], language: str, settings: DecodingSettings, coverage_penalty: float
     ) -> tuple[list[Written], int]:
-        model, tokenizer, too_long = self.decoder, self.tokenizer, self.on_too_long
+        model, tokenizer, too_long = self.decoder, self.tokenizer.for_language(language), self.on_too_long
         if self.stored.task == "summarization":
             return summarize(model, tokenizer, texts, settings, on_too_long=too_long, coverage_penalty=coverage_penalty)
-        language = self.stored.target_language
         return translate(
-            model, tokenizer, texts, settings, target_language=language, on_too_long=too_long,
-            coverage_penalty=coverage_penalty,
+            model, tokenizer, texts, settings, target_language=language or self.stored.target_language,
+            on_too_long=too_long, coverage_penalty=coverage_penalty,
         )  # fmt: skip
+
+    def told(self, text: str, target_language: str = "") -> tuple[str, str]:
+        """The language of `Tokenizer.tags` that a text is to be written in, and the text; "" where none need be told.
+
+        Where no language is given, a text for a checkpoint of OPUS-MT may begin with its tag, as its users are used to.
+        InputError: a language that the model does not know, or none where it knows several.
+        """
+        tags, own = self.tokenizer.tags, self.stored.target_language
+        shown = ", ".join(self.target_languages[:LANGUAGES_SHOWN])
+        shown += f" and {len(tags) - LANGUAGES_SHOWN} more" if len(tags) > LANGUAGES_SHOWN else ""
+        if target_language:
+            if target_language not in (*tags, own):
+                why = f"it writes {shown}" if shown else "it writes one language, and does not say which"
+                mend = "take one of these" if shown else "leave the language out"
+                raise InputError(f"the model does not write {target_language!r}", why=why, mend=mend)
+            return target_language if target_language in tags else "", text
+        language, rest = self.tokenizer.cut_tag(text)
+        if language or own or not tags:
+            return language, rest
+        if len(tags) > 1:
+            mend = f'give target_language="{next(iter(tags))}", on the command line --to {next(iter(tags))}'
+            raise InputError(
+                "the model writes several languages, and none is given", why=f"it knows {shown}", mend=mend
+            )
+        return next(iter(tags)), rest
+
+    def _by_language(self, texts: Sequence[str], target_language: str) -> dict[str, list[tuple[int, str]]]:
+        """Each text, without a tag before it, and its number, by the language that it is to be written in."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        for number, given in enumerate(texts):
+            language, text = self.told(given, target_language)
+            found.setdefault(language, []).append((number, text))
+        return found
 
     def settings(
         self,
@@ -632,6 +734,7 @@ class _Writer:
     def _prefix_ids(self, prefix: str, most: int) -> tuple[int, ...]:
         """The tokens of what every text written must begin with; InputError where they cannot be written."""
         tokenizer = self.stored.target_tokenizer or self.tokenizer
+        tokenizer = tokenizer.for_language("")
         ids = tokenizer.encode(prefix.strip())  # a blank at its end belongs to the word behind it
         shown = f"prefix = {prefix[:60]!r} cannot be used"
         if len(ids) > most:
@@ -641,33 +744,53 @@ class _Writer:
             raise InputError(shown, why="the model's vocabulary lacks something in it", mend="say it in other words")
         return tuple(ids)
 
-    def alignment(self, source: str, text: str) -> tuple[list[str], list[str], NDArray[np.float32]]:
+    def alignment(
+        self, source: str, text: str, target_language: str = ""
+    ) -> tuple[list[str], list[str], NDArray[np.float32]]:
         """The tokens of a source and of a text, and how much each of the text's took from each of the source's (T, S).
 
         InputError where one side is empty or longer than the model's context.
         """
-        sides = [self.tokenizer.encode(side) for side in (source, text)]
-        longest = self.model.settings.max_len - 1
-        for name, ids in zip(("source", "text"), sides, strict=True):
-            if not 0 < len(ids) <= longest:
-                raise InputError(f"the {name} has {len(ids):,} tokens", mend=f"give one of 1 to {longest:,}")
-        read, written = self.tokenizer.with_ends(sides[0]), [self.model.settings.start_id, *sides[1]]
+        language, source = self.told(source, target_language)
+        reader = self.tokenizer.for_language(language)
+        sides = [reader.encode(side) for side in (source, text)]
+        before, most = reader.with_ends([-1]).index(-1), self.model.settings.max_len
+        longest = most - len(reader.with_ends([])), most - 1
+        for name, ids, room in zip(("source", "text"), sides, longest, strict=True):
+            if not 0 < len(ids) <= room:
+                raise InputError(f"the {name} has {len(ids):,} tokens", mend=f"give one of 1 to {room:,}")
+        read, written = reader.with_ends(sides[0]), [self.model.settings.start_id, *sides[1]]
         with torch.inference_mode():
             weights = self.model.attention_weights(
                 torch.tensor([written[:-1]]), torch.tensor([read]), torch.tensor([len(read)])
             )
         tokens = [[self.tokenizer.decode([i]) for i in ids] for ids in sides]
-        return tokens[0], tokens[1], weights[0, :, : len(sides[0])].numpy()
+        return tokens[0], tokens[1], weights[0, :, before : before + len(sides[0])].numpy()
 
-    def write(self, sources: Sequence[str]) -> list[str]:
+    def write(self, sources: Sequence[str], target_language: str = "") -> list[str]:
         """The best text for each source, taken whole as it was learnt: not cut into lines and sentences."""
-        longest = self.model.longest_source - len(self.tokenizer.with_ends([]))
-        ids = self.tokenizer.encode_batch(sources)
-        short = [
-            s if len(row) <= longest else self.tokenizer.decode(row[:longest])
-            for s, row in zip(sources, ids, strict=True)
-        ]
-        return [found[0].text.strip() for found in write_each(self.decoder, self.tokenizer, short, self.settings())]
+        written = [""] * len(sources)
+        for language, asked in self._by_language(sources, target_language).items():
+            reader = self.tokenizer.for_language(language)
+            longest = self.model.longest_source - len(reader.with_ends([]))
+            texts = [text for _, text in asked]
+            short = [
+                text if len(row) <= longest else reader.decode(row[:longest])
+                for text, row in zip(texts, reader.encode_batch(texts), strict=True)
+            ]
+            found = write_each(self.decoder, reader, short, self.settings())
+            for (number, _), best in zip(asked, found, strict=True):
+                written[number] = best[0].text.strip()
+        return written
+
+    def write_pairs(self, pairs: Pairs) -> list[str]:
+        """`write` of their sources, each in the language of its pair."""
+        written = [""] * len(pairs)
+        for numbers in pairs.directions().values():
+            sources, language = [pairs[n].source for n in numbers], pairs[numbers[0]].target_language
+            for n, text in zip(numbers, self.write(sources, language), strict=True):
+                written[n] = text
+        return written
 
     @cached_property
     def recipe(self) -> Recipe | None:
@@ -678,24 +801,44 @@ class _Writer:
     def scores(
         self, pairs: Pairs, outputs: Sequence[str], *, train: Pairs | None = None, seed: int = 0
     ) -> dict[str, Any]:
-        """Scores of outputs and of what stands beside them: `translation_scores`, `summary_scores`."""
+        """Scores of outputs and of what stands beside them: `translation_scores`, `summary_scores`.
+
+        Of pairs that say their languages those of each direction by itself: {"directions": {"en>zh": ...}}.
+        """
+        parts = pairs.directions()
+        if "" not in parts:
+            learnt = {} if train is None else train.directions()
+            found = {}
+            for name, numbers in parts.items():
+                beside = train.pick(learnt[name]) if train is not None and name in learnt else None
+                texts, language = [outputs[n] for n in numbers], pairs[numbers[0]].target_language
+                found[name] = translation_scores(pairs.pick(numbers), texts, beside, seed, language)
+            return {"directions": found}
         if self.stored.task == "summarization":
             return summary_scores(pairs, outputs, train, seed)
         return translation_scores(pairs, outputs, train, seed, self.stored.target_language or "en")
 
     def read(self, data: str | None) -> Pairs:
-        """Pairs by name or path; the run's own test part if not given."""
+        """Pairs by name or path, or "en>de NAME" to say their languages; the run's own test part if not given."""
         if data is not None:
-            return read_pairs(data, pair_settings(self.recipe) if self.recipe else None)
+            settings = pair_settings(self.recipe) if self.recipe else None
+            if self.stored.task == "translation" and (told := pair_set(data)):
+                return read_directions([told], settings)
+            if self.tokenizer.tags and not self.stored.target_language:
+                why = "the model has several directions"
+                mend = f"say from which language to which: 'en>{self.target_languages[0]} {data}'"
+                raise InputError(f"the languages of {data!r} are not given", why=why, mend=mend)
+            return read_pairs(data, settings)
         kept = self.path / "data" / "test.jsonl"
         if not kept.exists():
             raise InputError("this run has no test pairs of its own", where=str(self.path), mend="name a file of pairs")
-        return read_pairs(str(kept), PairSettings(max_ratio=0, identical="keep", repeats="keep"))
+        settings = PairSettings(max_ratio=0, identical="keep", repeats="keep", language_columns=True)
+        return read_pairs(str(kept), settings)
 
     def evaluate(self, data: str | None = None) -> dict[str, Any]:
         """Scores on pairs, and those of baselines that need no training, beside them."""
         pairs = self.read(data)
-        return self.scores(pairs, self.write([pair.source for pair in pairs]))
+        return self.scores(pairs, self.write_pairs(pairs))
 
     def show(self) -> str:
         """What the run is and how it went, for a terminal."""

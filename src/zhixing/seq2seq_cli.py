@@ -26,6 +26,7 @@ Alignment = Annotated[
     str | None, typer.Option(metavar="FILE.html", help="Write a page of what was read for what was written.")
 ]
 Prefix = Annotated[str, typer.Option(help="What is written for each text begins with this.")]
+To = Annotated[str, typer.Option(metavar="LANGUAGE", help="The language to write, of a model that has several: de.")]
 Coverage = Annotated[
     float, typer.Option(metavar="BETA", help="Above 0, 0.2 for example: of the beams, one that leaves no part unread.")
 ]
@@ -39,6 +40,7 @@ BLOCK = 1 << 16  # bytes read from a pipe at once
 def translate_command(
     run: Run,
     texts: Texts,
+    to: To = "",
     num_beams: Beams = None,
     n_best: NBest = 1,
     prefix: Prefix = "",
@@ -50,7 +52,7 @@ def translate_command(
     alignment: Alignment = None,
 ) -> None:
     """Translate texts. Lines and paragraphs are kept; from a pipe each line is answered by a line as it comes."""
-    how = _How(num_beams, n_best, prefix, coverage_penalty, temperature, top_p, seed)
+    how = _How(num_beams, n_best, prefix, coverage_penalty, temperature, top_p, seed, to)
     _write(run, texts, how, as_json, alignment, task="translation")
 
 
@@ -83,6 +85,7 @@ class _How:
     temperature: float
     top_p: float
     seed: int
+    target_language: str = ""
 
 
 def _write(run: str, texts: list[str], how: _How, as_json: bool, alignment: str | None, *, task: str) -> None:
@@ -108,24 +111,24 @@ def _write(run: str, texts: list[str], how: _How, as_json: bool, alignment: str 
                 looked.append((answer.source, answer.text))
             sys.stdout.flush()
     if alignment:
-        _draw(model, looked, alignment)
+        _draw(model, looked, alignment, how.target_language)
     if model.too_long:
         what = {"split": "cut into parts", "truncate": "cut off"}.get(model.on_too_long, "refused")
         say(f"{model.too_long} texts were longer than the model reads and were {what}")
 
 
-def _draw(model: Any, looked: list[tuple[str, str]], page: str) -> None:
+def _draw(model: Any, looked: list[tuple[str, str]], page: str, target_language: str) -> None:
     """A picture for each text, those of several lines line by line."""
     from zhixing.explain.alignment import alignment_page, alignment_picture
     from zhixing.files import atomic_write
 
-    lines = [
-        (source.strip(), text.strip())
-        for whole in looked
-        for source, text in zip(whole[0].split("\n"), whole[1].split("\n"), strict=False)
-        if source.strip() and text.strip()
-    ]
-    pictures = [(source, text, alignment_picture(*model.alignment(source, text))) for source, text in lines]
+    pictures = []
+    for whole, written in looked:
+        language, read = model.told(whole, target_language)
+        for source, text in zip(read.split("\n"), written.split("\n"), strict=False):
+            if (source := source.strip()) and (text := text.strip()):
+                picture = alignment_picture(*model.alignment(source, text, language))
+                pictures.append((source, text, picture))
     atomic_write(Path(page), alignment_page(pictures))
     say(f"look at {page}")
 

@@ -2,11 +2,12 @@
 
 The main score (BLEU, or ROUGE-L) beside answers that need no learning, every other score with its interval and its
 signature, what speaks against the run in words, the loss, and what it wrote: the best, the middle and the worst of the
-test pairs by their own score. No example is chosen by hand, and equal scores stand in the order of the file, so the
-same records give the same page. In the frame of every report (page.py).
+test pairs by their own score. A translator of several directions has all of this for each, and a table of them first.
+No example is chosen by hand, and equal scores stand in the order of the file, so the same records give the same page.
+In the frame of every report (page.py).
 
-Read from RUN: scores.json, examples.jsonl (a pair a line: source, reference, output, group), facts.json, metrics.jsonl
-and recipe.toml. What is missing is left out.
+Read from RUN: scores.json, examples.jsonl (a pair a line: source, reference, output, group, direction), facts.json,
+metrics.jsonl and recipe.toml. What is missing is left out.
 """
 
 from __future__ import annotations
@@ -103,11 +104,12 @@ class Example:
     output: str
     group: str
     score: float = math.nan
+    direction: str = ""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The records of a run, and what only a run of pairs leaves."""
+    """The records of a run, and what only a run of pairs leaves; of several directions those of one, such as en>zh."""
 
     records: RunRecords
     task: Task
@@ -115,6 +117,14 @@ class _Run:
     baselines: dict[str, dict[str, Any]]
     examples: list[Example]
     notes: list[str] = field(default_factory=list)
+    direction: str = ""
+
+    @property
+    def languages(self) -> tuple[Any, Any]:
+        """What is read and what is written, as the recipe says."""
+        source, _, target = self.direction.partition(">")
+        data = [self.records.setting("data", f"{side}_language") for side in ("source", "target")]
+        return (source, target) if self.direction else (data[0], data[1])
 
     @property
     def main(self) -> str:
@@ -141,14 +151,34 @@ def render_seq2seq_report(run_dir: Path) -> str:
     """The page as text; the same records give the same page."""
     from markupsafe import Markup
 
-    run = _read_run(Path(run_dir))
+    run, directions = _read_run(Path(run_dir))
     records = run.records
-    bars = score_bars(run)
     loss, loss_is_log = loss_charts(records, ("nats a written token", "奈特/写出词元"))
-    rows = score_rows(run)
     values = {
         "name": visible(records.name),
-        "about": about(run),
+        "about": about(run, directions),
+        "parts": [part_values(part) for part in directions or [run]],
+        "compared": _compared(directions),
+        "loss": {name: Markup(svg) for name, svg in loss.items()},
+        "loss_is_log": loss_is_log,
+        "loss_words": loss_words(records),
+        "example_score": "chrF" if run.task == "translation" else "ROUGE-L",
+        "example_limit": "100" if run.task == "translation" else "1",
+        "small": [(title, Markup(svg)) for title, svg in small_charts(records)],
+        "tables": [(title, [_known(row) for row in rows]) for title, rows in fact_tables(records.facts)],
+        "recipe_text": visible(records.recipe_text),
+        "commands": next_commands(run),
+        "notes": run.notes,
+    }
+    return render_page("seq2seq_report.html.jinja", values)
+
+
+def part_values(run: _Run) -> dict[str, Any]:
+    """What the page takes of a run, or of one of its directions."""
+    bars, rows = score_bars(run), score_rows(run)
+    source, target = run.languages
+    return {
+        "title": _title(run.direction),
         "figure": next((row for row in rows if row["key"] == run.main), None),
         "n": f"{run.n:,}" if run.n else "",
         "seed": _whole(run.scores.get("seed")),
@@ -161,27 +191,40 @@ def render_seq2seq_report(run_dir: Path) -> str:
         "baseline_names": [BASELINES.get(name, _same(name)) for name in run.baselines],
         "signatures": _signatures(run.scores),
         "warnings": warnings(run),
-        "loss": {name: Markup(svg) for name, svg in loss.items()},
-        "loss_is_log": loss_is_log,
-        "loss_words": loss_words(records),
         "kinds": shown_examples(run),
-        "example_score": "chrF" if run.task == "translation" else "ROUGE-L",
-        "example_limit": "100" if run.task == "translation" else "1",
-        "source_language": _code(records.setting("data", "source_language")),
-        "target_language": _code(records.setting("data", "target_language")),
-        "small": [(title, Markup(svg)) for title, svg in small_charts(records)],
-        "tables": [(title, [_known(row) for row in rows]) for title, rows in fact_tables(records.facts)],
-        "recipe_text": visible(records.recipe_text),
-        "commands": next_commands(run),
-        "notes": run.notes,
+        "source_language": _code(source),
+        "target_language": _code(target),
     }
-    return render_page("seq2seq_report.html.jinja", values)
+
+
+def _title(direction: str) -> Words | None:
+    """English to Chinese, for en>zh."""
+    source, arrow, target = direction.partition(">")
+    names = _language(source), _language(target)
+    if not arrow or names[0] is None or names[1] is None:
+        return None if not direction else _same(direction)
+    return visible(f"{names[0][0]} to {names[1][0]}"), visible(f"{names[0][1]}译{names[1][1]}")
+
+
+def _compared(directions: Sequence[_Run]) -> dict[str, Any]:
+    """The main score of each direction and of its baselines, as a table; scores of different languages are no race."""
+    if not directions:
+        return {}
+    names = list(dict.fromkeys(name for run in directions for name in run.baselines))
+    rows = []
+    for run in directions:
+        others = [shown_value(run.main, _score(run.baselines.get(name, {}), run.main)[0]) for name in names]
+        value = shown_value(run.main, _score(run.scores, run.main)[0])
+        rows.append({"title": _title(run.direction), "value": value, "others": others})
+    shown = [BASELINES.get(name, _same(name)) for name in names]
+    return {"rows": rows, "names": shown, "label": SCORES[directions[0].main]}
 
 
 # ---- reading
 
 
-def _read_run(path: Path) -> _Run:
+def _read_run(path: Path) -> tuple[_Run, list[_Run]]:
+    """The run, and each of its directions where it has several."""
     records = read_records(path)
     scores = _json(_text_of(path / "scores.json"))
     baselines = scores.get("baselines") if isinstance(scores, dict) else None
@@ -191,7 +234,20 @@ def _read_run(path: Path) -> _Run:
     notes = [note for note in records.notes if not note.startswith("samples.jsonl")]  # a run of pairs writes none
     task = _task(records)
     examples = [replace(e, score=s) for e, s in _scored(_examples(path / "examples.jsonl", notes), task)]
-    return _Run(records, task, records.model_scores, known, examples, notes)
+    run = _Run(records, task, records.model_scores, known, examples, notes)
+    given = scores.get("directions") if isinstance(scores, dict) else None
+    directions = []
+    for name, found in given.items() if isinstance(given, dict) else ():
+        model, beside = (found.get(key) if isinstance(found, dict) else None for key in ("model", "baselines"))
+        own = [example for example in examples if example.direction == name]
+        rows = beside.items() if isinstance(beside, dict) else ()
+        directions.append(
+            replace(
+                run, direction=name, examples=own, scores=model if isinstance(model, dict) else {},
+                baselines={label: row for label, row in rows if isinstance(row, dict)},
+            )
+        )  # fmt: skip
+    return run, directions
 
 
 def _task(records: RunRecords) -> Task:
@@ -213,8 +269,8 @@ def _examples(path: Path, notes: list[str]) -> list[Example]:
         sides = [row.get(key) for key in ("source", "reference", "output")] if isinstance(row, dict) else []
         texts = [side for side in sides if isinstance(side, str)]
         if len(texts) == 3:
-            group = row.get("group")
-            good.append(Example(place, texts[0], texts[1], texts[2], group if isinstance(group, str) else ""))
+            group, direction = (said if isinstance(said := row.get(key), str) else "" for key in ("group", "direction"))
+            good.append(Example(place, texts[0], texts[1], texts[2], group, direction=direction))
     if len(good) < len(rows):
         notes.append(f"{path.name}: {len(rows) - len(good)} of {len(rows)} lines hold no pair and were left out")
     return good
@@ -251,7 +307,7 @@ def _same(text: str) -> Words:
 # ---- scores
 
 
-def about(run: _Run) -> Words:
+def about(run: _Run, directions: Sequence[_Run] = ()) -> Words:
     """One sentence: what this model is."""
     records = run.records
     family = str(records.fact("model", "family") or records.setting("model", "family") or "")
@@ -261,9 +317,15 @@ def about(run: _Run) -> Words:
     pairs = number(train.get("pairs")) if isinstance(train, dict) else None
     seconds = number(records.fact("run", "training_seconds", "seconds"))
     english, chinese = (f"A {family} model", f"{family} 模型") if family else ("A model", "模型")
-    source, target = (_language(records.setting("data", key)) for key in ("source_language", "target_language"))
+    source, target = map(_language, run.languages)
+    titles = [title for part in directions if (title := _title(part.direction))]
     if run.task == "summarization":
         english, chinese = f"{english} that says a text in fewer words", f"写摘要的{_spaced(chinese)}"
+    elif titles:
+        english, chinese = (
+            f"{english} that translates {', '.join(title[0] for title in titles)}",
+            f"一个{_spaced(chinese)}，{'、'.join(title[1] for title in titles)}",
+        )
     elif source and target:
         english, chinese = (
             f"{english} that translates {source[0]} into {target[0]}",
@@ -424,7 +486,7 @@ def _lengths(run: _Run) -> list[Words]:
 
 def _faults(run: _Run) -> list[Words]:
     """Outputs that repeat themselves or are the source, where references do so surely less."""
-    language = str(run.records.setting("data", "target_language") or run.scores.get("language") or "")
+    language = str(run.languages[1] or run.scores.get("language") or "")
 
     def share(hits: Iterable[bool]) -> float:
         return sum(hits) / len(run.examples) if run.examples else 0.0
@@ -536,15 +598,18 @@ def _known(row: Row) -> Row:
 def next_commands(run: _Run) -> list[tuple[Words, str]]:
     """What to do with the run, as commands that can be pasted."""
     path = shlex.quote(visible(str(run.records.path)))
-    text = shlex.quote(_first_words(run.examples) or "Open the file.")
+    text, pairs = shlex.quote(_first_words(run.examples) or "Open the file."), "my-pairs.tsv"
+    direction = run.examples[0].direction if run.examples else ""
     if run.task == "translation":
+        to = f" --to {shlex.quote(visible(direction.partition('>')[2]))}" if direction else ""
+        pairs = shlex.quote(visible(f"{direction} {pairs}")) if direction else pairs
         commands = [
-            (("translate a text", "翻译"), f"zhixing translate {path} {text}"),
-            (("see other translations", "查看其他译法"), f"zhixing translate {path} {text} --n-best 4"),
+            (("translate a text", "翻译"), f"zhixing translate {path} {text}{to}"),
+            (("see other translations", "查看其他译法"), f"zhixing translate {path} {text}{to} --n-best 4"),
         ]
     else:
         commands = [(("summarize a text", "写摘要"), f"zhixing summarize {path} my-text.txt")]
-    commands.append((("measure it on other pairs", "在其他文本对上评测"), f"zhixing evaluate {path} my-pairs.tsv"))
+    commands.append((("measure it on other pairs", "在其他文本对上评测"), f"zhixing evaluate {path} {pairs}"))
     if run.records.recipe_text:
         again = shlex.quote(visible(str(run.records.path / "recipe.toml")))
         commands.append((("train it again", "重新训练"), f"zhixing train {again} --out another-run"))
