@@ -77,7 +77,7 @@ def test_every_entry_is_complete() -> None:
         else:
             for one in catalogue._archives(entry):
                 assert re.fullmatch(r"[0-9a-f]{64}", one.sha256)
-                assert one.bytes > 500_000
+                assert one.bytes > 300_000
                 if one.kind != "apt":
                     assert one.version in one.archive.replace("%3a", ":")
             assert len(catalogue._archives(entry)) == 1 + len(entry.further)

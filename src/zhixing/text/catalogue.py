@@ -44,7 +44,9 @@ from zhixing.text.conversion import LABELLED, PAIRS, TEXTS, Part, json_line
 LAYOUT = 2  # of the files made from an archive; another number makes them again
 FACTS = "facts.json"
 
-Task = Literal["text", "classification", "regression", "translation", "summarization", "vectors", "word-pairs", "model"]
+Task = Literal[
+    "text", "classification", "regression", "translation", "summarization", "dialogue", "vectors", "word-pairs", "model"
+]
 PAIR_TASKS = ("translation", "summarization")
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 

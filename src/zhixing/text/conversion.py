@@ -1,6 +1,6 @@
 """What a data set's archive holds, to texts, labelled rows or files: functions of members (name, contents).
 
-TEXTS       to the bytes of one text or jsonl file
+TEXTS       to the bytes of one text or jsonl file, of texts or of conversations
 LABELLED    to rows {"text": ..., "label": ...} or {"text": ..., "score": ...} of the part "train" or "test"
 PAIRS       to rows {"source": ..., "target": ..., "group": ...}: translations, or texts and what sums them up
 members as they are, and GloVe's numbers as text
@@ -174,12 +174,100 @@ def _help(members: Members) -> Iterator[bytes]:
             yield _row(text)
 
 
+DOUBLE_QUOTED = {"n": "\n", "t": "\t", "\\": "\\", '"': '"', "/": "/", "0": "\0", "r": "\r", "e": "\x1b", " ": " "}
+
+
+def yaml_conversations(text: str) -> list[list[str]]:
+    """The lists of texts under `conversations:` in a file of chatterbot-corpus.
+
+    These files are a small part of YAML (1.2, chapters 7 and 8): plain, quoted and literal texts, which may go on over
+    indented lines.
+
+        conversations:
+        - - Hi         gives [["Hi", "How are you?"]]
+          - How are
+            you?
+    """
+    found: list[list[str]] = []
+    item: list[str] = []
+    lines = text.replace("\r\n", "\n").split("\n")
+    start = next((number for number, line in enumerate(lines) if line.rstrip() == "conversations:"), len(lines))
+
+    def end() -> None:
+        if item:
+            found[-1].append(_yaml_text(item))
+            item.clear()
+
+    for line in lines[start + 1 :]:
+        if line.startswith("- "):  # some begin with one "-" instead of two, by mistake
+            end()
+            found.append([])
+            item.append(line[2:].removeprefix("- "))
+        elif line.startswith("  - ") and found:
+            end()
+            item.append(line[4:])
+        elif item and (line.startswith("    ") or not line.strip()):
+            item.append(line[4:])
+        elif line.strip() and not line.lstrip().startswith("#"):
+            raise InputError("a line of a conversation is of no kind that is known", why=line[:80], mend="tell us")
+    end()
+    return found
+
+
+def _yaml_text(lines: list[str]) -> str:
+    """One text from its lines: literal behind "|", else folded: a line end is a blank, a blank line a line end."""
+    first, *rest = lines
+    if first.strip() in ("|", "|-"):
+        kept = "\n".join(rest).rstrip("\n ")
+        return kept + "\n" if first.strip() == "|" else kept
+    folded = first.strip()
+    blank = 0
+    for line in rest:
+        if not line.strip():
+            blank += 1
+            continue
+        folded += ("\n" * blank or " ") + line.strip()
+        blank = 0
+    if folded[:1] == "'":
+        return folded[1:-1].replace("''", "'")
+    if folded[:1] == '"':
+        return re.sub(r"\\(.)", lambda match: DOUBLE_QUOTED[match[1]], folded[1:-1], flags=re.DOTALL)
+    return folded
+
+
+def _chatterbot(members: Members) -> Iterator[bytes]:
+    """Conversations of chatterbot-corpus by file; what is said last and has no reply is left out."""
+    for name, body in sorted(members):
+        try:
+            conversations = yaml_conversations(body.decode("utf-8"))
+        except InputError as error:
+            raise InputError(error.what, where=name, why=error.why, mend=error.mend) from None
+        for said in conversations:
+            roles = ("user", "assistant") * (len(said) // 2)
+            messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
+            if messages:
+                yield json_line({"messages": messages})
+
+
+FILM_LINES = 100  # rows of moviedialog.csv that no split tears apart: they follow one another in a film
+
+
+def _movie_dialog(members: Members) -> Iterator[bytes]:
+    """Statements and replies from film scripts, in the order of the films."""
+    for _, body in members:
+        for number, row in enumerate(csv.DictReader(io.StringIO(body.decode("utf-8"), newline=""))):
+            messages = [{"role": "user", "content": row["statement"]}, {"role": "assistant", "content": row["reply"]}]
+            yield json_line({"messages": messages, "group": f"rows from {number // FILM_LINES * FILM_LINES}"})
+
+
 TEXTS: dict[str, Callable[[Members], Iterator[bytes]]] = {
     "text": _as_text,
     "rows": _as_rows,
     "poems": _poems,
     "ztext": _ztext,
     "help": _help,
+    "chatterbot": _chatterbot,
+    "movie-dialog": _movie_dialog,
 }
 
 
