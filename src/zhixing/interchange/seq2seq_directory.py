@@ -58,8 +58,8 @@ from zhixing.models.t5 import T5
 from zhixing.tokens.tokenizer import MARIAN_FILES, Tokenizer, load_target
 
 Seq2Seq = Marian | T5 | LSTMTranslator
-Task = Literal["translation", "summarization"]
-TASKS: tuple[Task, ...] = ("translation", "summarization")
+Task = Literal["translation", "summarization", "dialogue"]
+TASKS: tuple[Task, ...] = ("translation", "summarization", "dialogue")
 NEVER = -1e4  # a logit that no probability is left of; finite, so that training goes on from it, and fits in fp16
 
 

@@ -211,6 +211,21 @@ class Tokenizer:
         tag = self._inner.leading_tag(text) if isinstance(self._inner, MarianPieces) and self._inner.reads_tags else ""
         return tag[2:-2], text[len(tag) :]
 
+    @functools.cached_property
+    def controls(self) -> dict[str, int]:
+        """Every token that is no piece of text, with its id: {"<|endoftext|>": 0, ...}."""
+        if isinstance(self._inner, MarianPieces):
+            return {self.eos: self.eos_id, self.pad: self.pad_id}
+        added: dict[int, AddedToken] = self._inner.get_added_tokens_decoder()
+        return {token.content: i for i, token in sorted(added.items())}
+
+    def add_controls(self, tokens: Iterable[str]) -> None:
+        """Control tokens such as "<|user|>" behind all other ids; those that are there already stay as they are."""
+        self._inner.add_special_tokens([token for token in tokens if token not in self.controls])
+        self.vocab_size = max(self._inner.get_vocab(with_added_tokens=True).values()) + 1
+        for name in ("controls", "tags", "_bytes", "_fingerprint", "_told"):
+            self.__dict__.pop(name, None)
+
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids with the tokenizer's ends, and which characters of the text each stands for; (0, 0) for an end."""
         ids: list[int] = []
