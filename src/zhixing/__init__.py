@@ -19,6 +19,7 @@ short_spins()
 if TYPE_CHECKING:
     from zhixing.classifier import Classifier, Sentiment
     from zhixing.context_classifier import in_context
+    from zhixing.dialogue import Chat
     from zhixing.entry import load_any as load
     from zhixing.entry import train_any as train
     from zhixing.run import Run
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Chat",
     "Classifier",
     "InputError",
     "Run",
@@ -46,6 +48,7 @@ PLACES = {
     "Sentiment": ("zhixing.classifier", "Sentiment"),
     "Translator": ("zhixing.seq2seq", "Translator"),
     "Summarizer": ("zhixing.seq2seq", "Summarizer"),
+    "Chat": ("zhixing.dialogue", "Chat"),
     "in_context": ("zhixing.context_classifier", "in_context"),
 }
 

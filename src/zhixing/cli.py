@@ -20,6 +20,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from zhixing.chat_cli import chat_command
 from zhixing.embed_cli import embed_command
 from zhixing.errors import InputError
 from zhixing.progress import quantity, say
@@ -64,6 +65,7 @@ app.add_typer(vectors_app, name="vectors")
 app.command("embed")(embed_command)
 app.command("translate")(translate_command)
 app.command("summarize")(summarize_command)
+app.command("chat")(chat_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -285,7 +287,7 @@ def evaluate(
     pattern: PatternOption = "",
     seed: ExampleSeed = 0,
 ) -> None:
-    """Measure a model: on text, on labelled texts (a classifier, or one in context), or on pairs of texts."""
+    """Measure a model: on text, labelled texts (a classifier, or one in context), pairs of texts or conversations."""
     from zhixing.classifier import Classifier
     from zhixing.entry import load_any
     from zhixing.run import Run
@@ -311,12 +313,13 @@ def evaluate(
         return
     scores = loaded.evaluate(data)
     if not isinstance(loaded, Run):
-        from zhixing.seq2seq import scores_text
+        from zhixing import dialogue, seq2seq
 
+        told = dialogue.scores_text if isinstance(loaded, dialogue.Chat) else seq2seq.scores_text
         if as_json:
             _print_json(scores)
         else:
-            typer.echo(scores_text(scores))
+            typer.echo(told(scores))
         return
     if as_json:
         _print_json(scores.to_dict())

@@ -1,27 +1,29 @@
-"""`zhixing.train` and `zhixing.load`, whatever a recipe or folder is of: language, labels, or one text from another."""
+"""`zhixing.train` and `zhixing.load`, whatever a recipe or folder is of: text, labels, pairs or conversations."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from zhixing.classifier import Classifier, load_classifier, train_classifier
+from zhixing.dialogue import Chat, load_dialogue, train_dialogue
 from zhixing.errors import InputError
 from zhixing.interchange.adapter_directory import export_adapter, import_adapter, is_adapter
+from zhixing.interchange.chat_directory import is_chat
 from zhixing.interchange.classifier_directory import is_classifier
 from zhixing.interchange.seq2seq_directory import is_seq2seq
 from zhixing.recipe import PAIR_TASKS
 from zhixing.run import Run, asked_recipe, export_run, import_run, load, started, train
 from zhixing.seq2seq import Summarizer, Translator, load_seq2seq, train_seq2seq
 
-AnyRun = Run | Classifier | Translator | Summarizer
+AnyRun = Run | Classifier | Translator | Summarizer | Chat
 
 
 def train_any(source: str, *overrides: str, out: str | None = None, resume: bool = False) -> AnyRun:
     """Train what `source` says: a recipe's name or file, or a file or folder of text (a language model).
 
     Overrides are ``table.key=value``; task.kind=classification makes a classifier of labelled texts,
-    task.kind=translation (summarization) a model of pairs. `out` is the
-    folder to make (runs/NAME if not given); with `resume` the run in it goes on. InputError says what to mend.
+    task.kind=translation (summarization) a model of pairs, task.kind=dialogue one that replies. `out` is the folder to
+    make (runs/NAME if not given); with `resume` the run in it goes on. InputError says what to mend.
     """
     recipe = asked_recipe(source, list(overrides))
     if recipe.task.kind == "language":
@@ -29,6 +31,8 @@ def train_any(source: str, *overrides: str, out: str | None = None, resume: bool
     with started(source, out, resume) as (run_dir, parallel):
         if recipe.task.kind in PAIR_TASKS:
             return train_seq2seq(recipe, run_dir, resume, parallel)
+        if recipe.task.kind == "dialogue":
+            return train_dialogue(recipe, run_dir, resume, parallel)
         return train_classifier(recipe, run_dir, resume, parallel)
 
 
@@ -54,6 +58,8 @@ def export_any(run: str, out: str, to: str = "transformers", max_shard_size: str
 
 def load_any(path: str | Path) -> AnyRun:
     """A trained run of any kind, or a model folder of transformers in a layout we know."""
+    if is_chat(Path(path)):
+        return load_dialogue(path)
     if is_seq2seq(Path(path)):
         return load_seq2seq(path)
     return load_classifier(path) if is_classifier(Path(path)) else load(path)

@@ -27,6 +27,7 @@ from zhixing.errors import InputError
 Auto = Literal["auto"]
 PAIR_TASKS = ("translation", "summarization")
 READERS = ("marian", "t5", "lstm")  # families that may read one text and write another
+SPEAKERS = ("gpt", *READERS)  # families that may reply
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,14 @@ class DataSettings:
 class TaskSettings:
     """What is learnt: to go on with a text, or to answer about one."""
 
-    kind: Literal["language", "classification", "regression", "translation", "summarization"] = "language"
+    kind: Literal["language", "classification", "regression", "translation", "summarization", "dialogue"] = "language"
     test: str = ""  # texts to measure on; empty: the source's own test part, else data.heldout_fraction of it
     validation_fraction: float = 0.05  # of the training texts, for the best step and for calibration
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count more, N / (C n_c)
     on_too_long: Literal["error", "split", "truncate"] = "truncate"  # texts longer than model.max_len
-    pretrain_steps: int = 0  # first so many steps on the training texts alone: bert masked words, t5 spans left out
+    pretrain_steps: int = 0  # first so many steps on the training texts alone: bert masked words, t5 spans left out,
+    # gpt that replies: all turns, or
+    pretrain_source: str = ""  # this text, a file, a folder or the name of a data set (dialogue by a gpt)
     start: str = ""  # a run, a model folder or "minilm" to start from (bert, gpt): its weights and its tokenizer
 
 
@@ -137,7 +140,7 @@ class TrainSettings:
     max_steps: int | Auto = "auto"  # auto: num_train_epochs over the text, 50 to 5,000 steps
     num_train_epochs: float = 3.0  # only where max_steps is auto
     per_device_train_batch_size: int = 16  # sequences a step and process
-    max_tokens_per_batch: int = 4096  # translation and summarization: both sides of its pairs, padding included
+    max_tokens_per_batch: int = 4096  # of pairs (both sides) and of conversations, padding included
     gradient_accumulation_steps: int = 1
     optim: Literal["muon", "adamw", "adam", "sgd"] = "muon"  # muon: matrices by Muon, the rest by AdamW
     learning_rate: float = 0.02  # of Muon for muon, of all parameters else
@@ -176,6 +179,9 @@ class EvalSettings:
     max_new_tokens: int = 120
     num_beams: int = 4  # translation and summarization
     length_penalty: float = 1.0  # of the beams: above 0 favours longer texts
+    temperature: float = 0.7  # dialogue: how replies are sampled; 0: always the likeliest token
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -410,6 +416,8 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         ("model.norm_eps", m.norm_eps),
         ("train.adam_epsilon", t.adam_epsilon),
         ("bag.learning_rate", b.learning_rate),
+        ("eval.top_p", recipe.eval.top_p),
+        ("eval.repetition_penalty", recipe.eval.repetition_penalty),
     ):
         if not 0 < value < float("inf"):
             refuse(key, f"it is {value}, it must be above 0 and finite", "set it to a number above 0")
@@ -417,6 +425,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         ("train.weight_decay", t.weight_decay),
         ("train.max_grad_norm", t.max_grad_norm),
         ("bag.rates_power", b.rates_power),
+        ("eval.temperature", recipe.eval.temperature),
     ):
         if not 0 <= value < float("inf"):
             refuse(key, f"it is {value}, it must be at least 0 and finite", "set it to 0 or more")
@@ -488,11 +497,16 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     if pairs and m.family not in READERS:
         why = f"a {m.family} does not read one text and write another"
         refuse("model.family", why, f"take {', '.join(READERS)}")
-    if m.family in ("marian", "t5") and not pairs:
+    replies = recipe.task.kind == "dialogue"
+    if replies and m.family not in SPEAKERS:
+        refuse("model.family", f"a {m.family} writes no reply", f"take {', '.join(SPEAKERS)}")
+    if m.family in ("marian", "t5") and not pairs and not replies:
         why = f"a {m.family} reads one text and writes another"
-        refuse("task.kind", why, 'set task.kind = "translation" or "summarization"')
-    if pairs and t.per_device_train_batch_size != TrainSettings.per_device_train_batch_size:
-        why = "batches of pairs are as many as their lengths allow"
+        refuse("task.kind", why, 'set task.kind = "translation", "summarization" or "dialogue"')
+    if replies and recipe.eval.top_p > 1:
+        refuse("eval.top_p", f"it is {recipe.eval.top_p}, it is a share", "set it above 0, and to 1 at most")
+    if (pairs or replies) and t.per_device_train_batch_size != TrainSettings.per_device_train_batch_size:
+        why = "a batch has as many pairs, or conversations, as their lengths allow"
         refuse("train.per_device_train_batch_size", why, "set train.max_tokens_per_batch")
     if recipe.data.max_ratio != 0 and not 1 <= recipe.data.max_ratio < float("inf"):
         refuse("data.max_ratio", f"it is {recipe.data.max_ratio}, a longer side is never shorter", "0, or 1 and more")
@@ -509,14 +523,18 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         if recipe.task.test:
             why = "each of data.directions has a test part of its own"
             refuse("task.test", why, "leave it out, and measure afterwards: zhixing evaluate RUN 'en>de FILE'")
-    if pairs and m.family != "t5" and m.d_model % 2:
+    if (pairs or replies) and m.family in ("marian", "lstm") and m.d_model % 2:
         why = f"half of a position's {m.d_model} channels are sines"
         if m.family == "lstm":
             why = f"each direction of the encoder has half of {m.d_model}"
         refuse("model.d_model", why, "take an even number")
-    if recipe.task.pretrain_steps and m.family not in ("bert", "t5"):
-        why = f"only a bert and a t5 learn from texts alone first, not a {m.family}"
+    learns_first = ("gpt",) if replies else ("bert", "t5")
+    if recipe.task.pretrain_steps and m.family not in learns_first:
+        why = f"only {' and '.join(learns_first)} can learn from texts alone first, not a {m.family} for this task"
         refuse("task.pretrain_steps", why, "leave it out")
+    if recipe.task.pretrain_source and not (replies and recipe.task.pretrain_steps):
+        why = "it is what a gpt that replies reads in its task.pretrain_steps"
+        refuse("task.pretrain_source", why, "leave it out, or set task.pretrain_steps")
     if recipe.task.pretrain_steps and recipe.task.start:
         why = "the weights would be those of one of the two"
         refuse("task.pretrain_steps", why, "leave out this or task.start")
@@ -530,6 +548,8 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
             refuse(key, f"only the families bert and gpt have it, not {m.family}", "leave it out")
         if value and recipe.task.kind == "language":
             refuse(key, "only classifiers have it", 'set task.kind = "classification", or leave it out')
+        if value and replies and (m.family != "gpt" or key in ("model.freeze_layers", "train.layer_decay")):
+            refuse(key, f"a {m.family} that replies has no such thing", "leave it out")
     if recipe.bag.max_chars and not recipe.bag.buckets:
         refuse("bag.max_chars", "runs of characters live in buckets, and there are none", "set bag.buckets above 0")
     if recipe.task.kind == "regression" and m.family == "bag" and b.loss == "ova":

@@ -121,6 +121,21 @@ def generate(
     """
     settings = _with_ends(settings, tokenizer)
     ids = _prompt_ids(tokenizer, prompts) if as_reader(model) is None else source_ids(tokenizer, prompts)
+    return generate_from(model, tokenizer, ids, settings, prompts=prompts, batch_size=batch_size)
+
+
+def generate_from(
+    model: LanguageModel[S],
+    tokenizer: Tokenizer,
+    ids: Sequence[list[int]],
+    settings: DecodingSettings,
+    *,
+    prompts: Sequence[str] = (),
+    batch_size: int = 64,
+) -> list[list[Completion]]:
+    """`generate` after prompts that are ids already, perhaps with control tokens; `prompts` is what they say."""
+    settings = _with_ends(settings, tokenizer)
+    prompts = prompts or [""] * len(ids)
     if settings.num_beams > 1:
         with Progress("searching", total=len(prompts), unit="prompts") as progress:
             found = beam_search(model, ids, settings, batch_size=batch_size, watch=progress.update)
@@ -168,8 +183,15 @@ def stream(model: LanguageModel[S], tokenizer: Tokenizer, prompt: str, settings:
             why=f"n = {settings.n}, num_beams = {settings.num_beams}",
             mend="leave n and num_beams out, or generate without streaming",
         )
-    steps = generate_ids(model, _prompt_ids(tokenizer, [prompt]), settings)
-    return _pieces(steps, _RowText(tokenizer, settings))
+    return stream_from(model, tokenizer, _prompt_ids(tokenizer, [prompt])[0], settings)
+
+
+def stream_from(
+    model: LanguageModel[S], tokenizer: Tokenizer, ids: list[int], settings: DecodingSettings
+) -> Iterator[str]:
+    """`stream` after a prompt that is ids already; a model that reads its prompts apart takes them as its source."""
+    settings = _with_ends(settings, tokenizer)
+    return _pieces(generate_ids(model, [ids], settings), _RowText(tokenizer, settings))
 
 
 def _pieces(steps: Iterator[list[Token]], text: _RowText) -> Iterator[str]:

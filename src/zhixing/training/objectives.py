@@ -150,6 +150,19 @@ def next_token(label_smoothing: float = 0.0) -> Objective:
     return objective
 
 
+def learnt_tokens(label_smoothing: float = 0.0) -> Objective:
+    """`next_token` where many targets are -100: logits are made only at places that count. Held-out loss is plain."""
+
+    def objective(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        counted = batch.targets != IGNORED  # (B, T)
+        hidden = model(batch.inputs)[counted]  # (N, D)
+        inner: Any = getattr(model, "module", model)
+        smoothing = label_smoothing if model.training else 0.0
+        return linear_cross_entropy(hidden, inner.head(), batch.targets[counted], smoothing), counted.sum()
+
+    return objective
+
+
 def target_given_source(label_smoothing: float = 0.0) -> Objective:
     """Write a text after reading another (Sutskever et al. 2014, eq. 1): the sum of -log p(y_t | y_<t, x).
 
