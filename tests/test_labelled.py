@@ -187,6 +187,15 @@ def test_other_column_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert pairs(read_labelled(str(chinese))) == [("好", "正面"), ("差", "负面")]
 
 
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ";"), ("a.csv", "|"), ("a.tsv", ",")])
+def test_a_table_separated_by_something_else(tmp_path: Path, name: str, mark: str) -> None:
+    path = write(tmp_path / name, f"text{mark}label\nGood.{mark}pos\nBad.{mark}neg\n")
+    with pytest.raises(InputError, match="no column 'text'") as caught:
+        read_labelled(str(path))
+    assert caught.value.where == f"{path}:1" and f"separated by {mark!r}" in caught.value.why
+    assert "commas (.csv)" in caught.value.mend
+
+
 def test_two_columns_that_could_be_meant_are_not_guessed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "review,comment,label\na,b,x\n")
     error = refused(path)
@@ -452,6 +461,10 @@ def test_few_texts_and_odd_fractions() -> None:
         split_labelled(data, 0, 0)
     with pytest.raises(InputError, match="too few texts"):
         split_labelled(made([("one", "a"), ("one", "a")]), 0.5, 0)
+    names = [(f"{word} is what this text is of", f"id{i}") for i, word in enumerate(["sun", "rain", "snow", "wind"])]
+    with pytest.raises(InputError, match="each of 4 labels has one text") as caught:  # a column of names, not of labels
+        split_labelled(made(names), 0.25, 0)
+    assert "label_column" in caught.value.mend
 
 
 # ---- leakage

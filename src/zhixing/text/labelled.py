@@ -191,7 +191,7 @@ def read_labelled(
             f"no text is left of {source!r}",
             where=counts.bad_places[0].partition(": ")[0] if counts.bad_places else "",
             why=f"{counts.bad_records} bad records, {counts.skipped_files} files skipped",
-            mend='look at the bad records with on_bad_record = "fail"',
+            mend='look at the bad records with data.on_bad_record = "fail"',
         )
     found = LabelledTexts(source, texts, places, reading.problem_type(), counts)
     notes = tuple(reading.notes(found))
@@ -698,6 +698,14 @@ def split_labelled(texts: LabelledTexts, heldout_fraction: float, seed: int) -> 
         near = cleaning.near_duplicates(watched)
     units = _units(texts, kept, near)
     strata = _strata(texts, kept, units)
+    if texts.problem_type != "regression" and len(set(strata)) == len(units):
+        raise InputError(
+            "there are too few texts to split",
+            where=texts.source,
+            why=f"each of {len(units):,} labels has one text (texts that nearly repeat one another count as one):"
+            " to test with one leaves none to learn from",
+            mend="give more texts of each label, or texts to test with (task.test); or is data.label_column another?",
+        )
     held = _draw(units, strata, [keys[i] for i in kept], heldout_fraction, seed)
     train = texts.pick(i for i, out in zip(kept, held, strict=True) if not out)
     heldout = texts.pick(i for i, out in zip(kept, held, strict=True) if out)

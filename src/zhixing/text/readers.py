@@ -202,7 +202,7 @@ class Documents:
             raise InputError(
                 f"no text is left of {self.source!r}",
                 why=f"{counts.bad_records} bad records, {counts.skipped_files} files skipped",
-                mend='look at the skipped records with on_bad_record = "fail"',
+                mend='look at the skipped records with data.on_bad_record = "fail"',
             )
         self._counts = counts
 
@@ -510,7 +510,7 @@ def _walk(root: Path, settings: DataSettings) -> tuple[list[SourceFile], list[tu
     return files, skipped
 
 
-MEND_ACCESS = 'give yourself permission to read it, or set on_bad_record = "skip"'
+MEND_ACCESS = 'give yourself permission to read it, or set data.on_bad_record = "skip"'
 
 
 def _near_path(path: Path) -> str:
@@ -683,7 +683,7 @@ def _encoding_advice(data: bytes, start: int) -> str:
     sample = data[line_start : line_start + 4000].decode("gb18030", "ignore")
     han, other = sum("\u4e00" <= c <= "\u9fff" for c in sample), sum(ord(c) > 127 for c in sample)
     name = "GB18030" if han > 3 and 2 * han > other else "WINDOWS-1252"
-    return f'save it as UTF-8 (perhaps: iconv -f {name} -t UTF-8 OLD > NEW), or set on_bad_record = "skip"'
+    return f'save it as UTF-8 (perhaps: iconv -f {name} -t UTF-8 OLD > NEW), or set data.on_bad_record = "skip"'
 
 
 def inspect(file: SourceFile) -> Inspection:
@@ -851,7 +851,7 @@ def check_value(value: Any, column: str, where: str) -> InputError | None:
     return None
 
 
-MEND_SKIP = 'mend the record, or set on_bad_record = "skip" or "quarantine"'
+MEND_SKIP = 'mend the record, or set data.on_bad_record = "skip" or "quarantine"'
 
 
 def missing_column(column: str, columns: list[str], where: str, *, setting: str = "text_column") -> InputError:
@@ -861,13 +861,21 @@ def missing_column(column: str, columns: list[str], where: str, *, setting: str 
     )
     nearest = next((c for c in columns if near and c.strip().lower() == near[0].strip().lower()), "")
     holds = setting.removesuffix("_column")
+    other = next((mark for mark in ";|\t," if mark in columns[0]), "") if len(columns) == 1 else ""
+    if other:
+        return InputError(
+            f"there is no column {column!r}",
+            where=where,
+            why=f"the only column is {columns[0]!r}: the file seems to be separated by {other!r}",
+            mend="separate its columns by commas (.csv) or by tabs (.tsv)",
+        )
     return InputError(
         f"there is no column {column!r}",
         where=where,
         why=f"the columns are {', '.join(map(repr, columns[:20]))}" if columns else "there are no columns",
         mend=f"set data.{setting} to {nearest!r}"
         if nearest
-        else f"set data.{setting} to the column that holds the {holds}",
+        else f"set data.{setting} to the column that holds the {holds}, or name the columns if nothing does yet",
     )
 
 
