@@ -131,6 +131,11 @@ def test_a_text_longer_than_the_model_reads(run: Translator) -> None:
     assert run.num_beams == 3 and run(words, num_beams=1).text
 
 
+def test_what_is_measured_is_cut_wherever_it_is_too_long(run: Translator) -> None:
+    """A cut within a character's bytes: what is left of it has more tokens than what was there."""
+    assert len(run.write(["x" * number + "中é" * 60 for number in range(12)])) == 12
+
+
 def test_a_pipe_is_answered_line_by_line(run: Translator) -> None:
     lines = ["open the red file", "", "close a small table"]
     process = subprocess.Popen(

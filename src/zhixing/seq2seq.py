@@ -49,7 +49,7 @@ from zhixing.models.t5 import T5, T5Settings
 from zhixing.progress import Progress, duration, quantity, say
 from zhixing.recipe import Recipe, pair_set, pair_sets, parse_recipe
 from zhixing.run import as_begun, peak_memory, precision_line, recipe_hash, threads_of
-from zhixing.tasks.rewriting import OnTooLong, Written, summarize, translate, write_each
+from zhixing.tasks.rewriting import OnTooLong, Written, fit_sources, summarize, translate, write_each
 from zhixing.text.pairs import (
     SIDES,
     Pairs,
@@ -772,12 +772,9 @@ class _Writer:
         written = [""] * len(sources)
         for language, asked in self._by_language(sources, target_language).items():
             reader = self.tokenizer.for_language(language)
-            longest = self.model.longest_source - len(reader.with_ends([]))
             texts = [text for _, text in asked]
-            short = [
-                text if len(row) <= longest else reader.decode(row[:longest])
-                for text, row in zip(texts, reader.encode_batch(texts), strict=True)
-            ]
+            fitted, _ = fit_sources(reader, texts, self.model.longest_source, "truncate")
+            short = [parts[0] if parts else "" for parts in fitted]
             found = write_each(self.decoder, reader, short, self.settings())
             for (number, _), best in zip(asked, found, strict=True):
                 written[number] = best[0].text.strip()
