@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zhixing.errors import InputError
 from zhixing.interchange.transformers_layout import (
     LARGEST,
+    WRITING_KEYS,
     LayoutRow,
     check_divides,
+    check_keys,
+    check_stored,
+    check_tied,
     count_of,
     flag_of,
     join_rows,
@@ -28,6 +31,10 @@ from zhixing.models.lstm_translator import AttentionKind, LSTMTranslatorSettings
 MODEL_TYPE = "zhixing_lstm_translator"
 ATTENTIONS: dict[str, AttentionKind] = {"bahdanau": "bahdanau", "luong": "luong"}
 EMBEDDING, HEAD = "embedding.weight", "lm_head.weight"
+READ_KEYS = WRITING_KEYS | {
+    *("attention", "d_model", "decoder_layers", "dropout", "encoder_layers", "is_encoder_decoder"),
+    "max_position_embeddings",
+}
 
 
 def lstm_translator_shapes(s: LSTMTranslatorSettings) -> dict[str, tuple[int, ...]]:
@@ -68,17 +75,9 @@ def lstm_translator_to_layout(state: Mapping[str, Tensor], s: LSTMTranslatorSett
 
 def lstm_translator_from_layout(tensors: Mapping[str, Tensor], s: LSTMTranslatorSettings) -> dict[str, Tensor]:
     """The tensors of a file -> our state dict. InputError: one that is missing, or of another shape."""
-    for name, shape in lstm_translator_shapes(s).items():
-        if name not in tensors:
-            raise InputError(f"the weights hold no {name}", mend="config.json and the weights must be of one model")
-        if tuple(tensors[name].shape) != shape:
-            raise InputError(f"{name} has the shape {list(tensors[name].shape)}, config.json makes it {list(shape)}")
-    if s.tie_embeddings and HEAD in tensors and not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
-        raise InputError(
-            f"{HEAD} differs from {EMBEDDING}, while the config says that they are tied",
-            where="config.json, tie_word_embeddings",
-            mend="set tie_word_embeddings to false",
-        )
+    check_stored(tensors, lstm_translator_shapes(s))
+    if s.tie_embeddings:
+        check_tied(tensors, HEAD, EMBEDDING)
     return join_rows(dict(tensors), _rows(s))
 
 
@@ -103,11 +102,12 @@ def lstm_translator_config(s: LSTMTranslatorSettings, *, eos_id: int, pad_id: in
 
 
 def lstm_translator_settings(config: Mapping[str, Any]) -> LSTMTranslatorSettings:
-    """Our settings from a config.json. InputError: a value that is missing or cannot be used."""
+    """Our settings from a config.json. InputError: a key that is missing or not known, a value that cannot be used."""
     if config.get("model_type") != MODEL_TYPE:
         raise InputError(
             f"model_type = {config.get('model_type')!r} is not {MODEL_TYPE}", where="config.json, model_type"
         )
+    check_keys(config, MODEL_TYPE, READ_KEYS, {})
     for key in ("dropout", "attention", "decoder_start_token_id", "tie_word_embeddings"):  # nobody else writes this
         if key not in config:
             raise InputError(f"config.json has no {key}", where=f"config.json, {key}")

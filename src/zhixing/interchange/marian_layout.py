@@ -21,8 +21,11 @@ from torch import Tensor
 from zhixing.errors import InputError
 from zhixing.interchange.transformers_layout import (
     LARGEST,
+    WRITING_KEYS,
     LayoutRow,
     check_divides,
+    check_keys,
+    check_stored,
     count_of,
     flag_of,
     join_rows,
@@ -39,8 +42,19 @@ ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "add_final_layer_norm": (False,),
     "static_position_embeddings": (True,),
     "add_bias_logits": (False,),
-    "extra_pos_embeddings": (0,),
-}  # what old files say of arithmetic that we do not have; where a key is missing, transformers computes as we do
+    "is_encoder_decoder": (True,),
+    "is_decoder": (False,),
+    "tie_encoder_decoder": (False,),
+    "tie_word_embeddings": (True,),
+}  # arithmetic that we do not have, in part that of old files; where a key is missing, transformers computes as we do
+READ_KEYS = WRITING_KEYS | {
+    *("activation_function", "d_model", "decoder_attention_heads", "decoder_ffn_dim", "decoder_layers"),
+    *("decoder_vocab_size", "dropout", "encoder_attention_heads", "encoder_ffn_dim", "encoder_layers"),
+    *("max_position_embeddings", "scale_embedding", "share_encoder_decoder_embeddings"),
+    *("activation_dropout", "decoder_layerdrop", "encoder_layerdrop", "init_std"),  # for training; we have one dropout
+    *("_num_labels", "classif_dropout", "classifier_dropout", "num_hidden_layers"),  # nothing reads these and
+    "extra_pos_embeddings",  # OPUS-MT has the size of the vocabulary there
+}
 
 
 def marian_rows(s: MarianSettings) -> list[LayoutRow]:
@@ -93,12 +107,7 @@ def marian_to_layout(state: Mapping[str, Tensor], s: MarianSettings) -> dict[str
 def marian_from_layout(tensors: Mapping[str, Tensor], s: MarianSettings) -> dict[str, Tensor]:
     """The tensors of a file -> our state dict. InputError: one that is missing, or of another shape."""
     rows = [*marian_rows(s), LayoutRow("logits_bias", ((BIAS, (1, s.vocab_size)),))]
-    for name, shape in marian_shapes(s).items():
-        if name not in tensors:
-            raise InputError(f"the weights hold no {name}", mend="config.json and the weights must be of one model")
-        if tuple(tensors[name].shape) != shape:
-            found = list(tensors[name].shape)
-            raise InputError(f"{name} has the shape {found}, config.json makes it {list(shape)}")
+    check_stored(tensors, marian_shapes(s))
     state = join_rows(dict(tensors), rows)
     state["logits_bias"] = state["logits_bias"][0]
     return state
@@ -135,10 +144,11 @@ def marian_config(s: MarianSettings, *, eos_id: int, pad_id: int) -> dict[str, A
 
 
 def marian_settings(config: Mapping[str, Any]) -> MarianSettings:
-    """Our settings from a config.json. InputError: a number that is missing or no count, arithmetic we do not have."""
-    for key, allowed in ONLY_VALUES.items():
-        if key in config and config[key] not in allowed:
-            raise InputError(f"{key} = {config[key]!r} is not supported", where=f"config.json, {key}")
+    """Our settings from a config.json.
+
+    InputError: a number that is missing or no count, a key that is not known, arithmetic that we do not have.
+    """
+    check_keys(config, "marian", READ_KEYS, ONLY_VALUES)
     for side, other in (
         ("encoder_attention_heads", "decoder_attention_heads"),
         ("encoder_ffn_dim", "decoder_ffn_dim"),

@@ -18,13 +18,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zhixing.errors import InputError
 from zhixing.interchange.transformers_layout import (
     LARGEST,
+    WRITING_KEYS,
     LayoutRow,
+    check_keys,
+    check_stored,
+    check_tied,
     count_of,
     flag_of,
     join_rows,
@@ -40,7 +43,14 @@ ONLY_VALUES: dict[str, tuple[object, ...]] = {
     "model_type": ("t5",),
     "is_encoder_decoder": (True,),
     "is_decoder": (False,),
+    "tie_encoder_decoder": (False,),
 }  # where a key is missing, transformers computes as we do
+READ_KEYS = WRITING_KEYS | {
+    *("d_ff", "d_kv", "d_model", "dense_act_fn", "dropout_rate", "feed_forward_proj", "is_gated_act"),
+    *("layer_norm_epsilon", "n_positions", "num_decoder_layers", "num_heads", "num_layers"),
+    *("relative_attention_max_distance", "relative_attention_num_buckets", "scale_decoder_outputs"),
+    *("classifier_dropout", "initializer_factor"),  # of another head, and of fresh parameters
+}
 
 
 def t5_rows(s: T5Settings) -> list[LayoutRow]:
@@ -96,20 +106,12 @@ def t5_from_layout(tensors: Mapping[str, Tensor], s: T5Settings) -> dict[str, Te
     such a file's head is the embedding.
     """
     found = dict(tensors)
-    if s.tie_embeddings and HEAD in found and not torch.equal(found[HEAD], found.get(SHARED, found[HEAD])):
-        raise InputError(
-            f"{HEAD} differs from {SHARED}, while the config says that they are tied",
-            where="config.json, tie_word_embeddings",
-            mend="set tie_word_embeddings to false",
-        )
+    if s.tie_embeddings:
+        check_tied(found, HEAD, SHARED)
     if not s.tie_embeddings and HEAD not in found and SHARED in found:
         found[HEAD] = found[SHARED].clone()
     rows = t5_rows(s)
-    for name, shape in (stored for row in rows for stored in row.stored):
-        if name not in found:
-            raise InputError(f"the weights hold no {name}", mend="config.json and the weights must be of one model")
-        if tuple(found[name].shape) != shape:
-            raise InputError(f"{name} has the shape {list(found[name].shape)}, config.json makes it {list(shape)}")
+    check_stored(found, {name: shape for row in rows for name, shape in row.stored})
     return join_rows(found, rows)
 
 
@@ -144,10 +146,11 @@ def t5_config(s: T5Settings, *, eos_id: int, pad_id: int) -> dict[str, Any]:
 
 
 def t5_settings(config: Mapping[str, Any]) -> T5Settings:
-    """Our settings from a config.json. InputError: a number that is missing or no count, arithmetic we do not have."""
-    for key, allowed in ONLY_VALUES.items():
-        if key in config and config[key] not in allowed:
-            raise InputError(f"{key} = {config[key]!r} is not supported", where=f"config.json, {key}")
+    """Our settings from a config.json.
+
+    InputError: a number that is missing or no count, a key that is not known, arithmetic that we do not have.
+    """
+    check_keys(config, "t5", READ_KEYS, ONLY_VALUES)
     kind = config.get("feed_forward_proj", "relu")
     if kind not in FEED_FORWARDS:
         raise InputError(

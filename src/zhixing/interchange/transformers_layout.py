@@ -298,6 +298,25 @@ def join_rows(tensors: dict[str, Tensor], rows: Iterable[LayoutRow]) -> dict[str
     return state
 
 
+def check_stored(found: Mapping[str, Tensor], shapes: Mapping[str, Shape]) -> None:
+    """InputError for a tensor of a file that is missing, or of another shape."""
+    for name, shape in shapes.items():
+        if name not in found:
+            raise InputError(f"the weights hold no {name}", mend="config.json and the weights must be of one model")
+        if tuple(found[name].shape) != shape:
+            raise InputError(f"{name} has the shape {list(found[name].shape)}, config.json makes it {list(shape)}")
+
+
+def check_tied(found: Mapping[str, Tensor], head: str, embedding: str) -> None:
+    """InputError for a head that is stored and differs from the embedding, while the config says that they are one."""
+    if head in found and embedding in found and not torch.equal(found[head], found[embedding]):
+        raise InputError(
+            f"{head} differs from {embedding}, while the config says that they are tied",
+            where="config.json, tie_word_embeddings",
+            mend="set tie_word_embeddings to false",
+        )
+
+
 def tied_copies(settings: Settings) -> dict[str, str]:
     """Tensors that a file may hold though they are another one: the copy's name, and whose copy it is."""
     (embedding, _), *_ = layout_rows(settings)[0].stored
@@ -504,6 +523,19 @@ INERT_KEYS = frozenset(
     }
 )
 
+# Keys that say how a model writes. generation_config.json has them today; older files have them in config.json.
+WRITING_KEYS = frozenset(
+    {
+        *("bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty", "do_sample"),
+        *("early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
+        *("force_bos_token_to_be_generated", "forced_bos_token_id", "forced_eos_token_id", "length_penalty"),
+        *("max_length", "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams"),
+        *("num_return_sequences", "output_scores", "prefix", "remove_invalid_values", "renormalize_logits"),
+        *("repetition_penalty", "return_dict_in_generate", "sep_token_id", "suppress_tokens", "temperature"),
+        *("top_k", "top_p", "typical_p"),
+    }
+)
+
 # Keys whose value does change it, and the values that our models compute.
 ONLY_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {
     "gpt2": {
@@ -587,7 +619,7 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
             where="config.json, model_type",
             mend=f"we read {', '.join(ARCHITECTURES)}",
         )
-    _check_keys(config, model_type)
+    check_keys(config, model_type, READ_KEYS[model_type], ONLY_VALUES[model_type])
     if model_type == "zhixing_lstm":
         return LSTMSettings(
             vocab_size=count_of(config, "vocab_size"),
@@ -604,9 +636,11 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
     return _gpt2_settings(config) if model_type == "gpt2" else _modern_settings(config, model_type)
 
 
-def _check_keys(config: Mapping[str, Any], model_type: str) -> None:
-    known = INERT_KEYS | READ_KEYS[model_type] | ONLY_VALUES[model_type].keys()
-    known |= {"model_type", "vocab_size", "tie_word_embeddings"}
+def check_keys(
+    config: Mapping[str, Any], model_type: str, read: frozenset[str], only: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """InputError for a key that is neither read nor inert, and for a value that `only` does not name for its key."""
+    known = INERT_KEYS | read | only.keys() | {"model_type", "vocab_size", "tie_word_embeddings"}
     for key, value in config.items():
         if key not in known:
             raise InputError(
@@ -615,7 +649,7 @@ def _check_keys(config: Mapping[str, Any], model_type: str) -> None:
                 why="it may change what the model computes",
                 mend="where it does not, take it out of config.json",
             )
-        allowed = ONLY_VALUES[model_type].get(key)
+        allowed = only.get(key)
         if allowed is not None and not any(value == a and type(value) is type(a) for a in allowed):
             raise InputError(
                 f"{key} = {value!r} is not supported",
