@@ -34,7 +34,6 @@ from zhixing.evaluation.seq2seq_report import write_seq2seq_report
 from zhixing.evaluation.text_baselines import TranslationMemory, copy, lead_sentence, text_rank
 from zhixing.evaluation.translation import score_translations
 from zhixing.files import MANIFEST, atomic_write, write_manifest
-from zhixing.interchange.model_directory import GENERATION_CONFIG, read_json
 from zhixing.interchange.seq2seq_directory import (
     Seq2Seq,
     StoredSeq2Seq,
@@ -73,7 +72,6 @@ from zhixing.training.spans import CorruptedTexts
 
 MOST_STEPS = 100_000
 MOST_NEW_TOKENS = 512
-MOST_BEAMS = 64  # that another tool's folder may ask for
 LANGUAGES_SHOWN = 20
 SENTINELS = 100  # of a t5, behind the tokenizer's ids: what stands for a span that is left out
 
@@ -701,7 +699,8 @@ class _Writer:
         seed: int | None = 0,
     ) -> DecodingSettings:
         """How it searches, by the run's number of beams if none is given; or how it samples."""
-        most = min(MOST_NEW_TOKENS, self.model.settings.max_len - 1)
+        how, longest = self.stored.generation, self.model.settings.max_len
+        most = max(1, min(MOST_NEW_TOKENS, longest - 1, (how.max_length or longest) - 1))
         if temperature == 0:
             for name, value, neutral in (("top_k", top_k, 0), ("top_p", top_p, 1)):
                 if value != neutral:
@@ -720,7 +719,10 @@ class _Writer:
             n=n_best,
             length_penalty=self.length_penalty,
             early_stopping=True,
-            eos_ids=(self.tokenizer.eos_id,),
+            eos_ids=(self.tokenizer.target.eos_id,),
+            bad_words_ids=how.bad_words_ids,
+            forced_bos_token_id=how.forced_bos_token_id,
+            forced_eos_token_id=how.forced_eos_token_id,
             prefix_ids=self._prefix_ids(prefix, most),
             no_repeat_ngram_size=no_repeat_ngram_size,
             num_beam_groups=num_beam_groups,
@@ -753,7 +755,7 @@ class _Writer:
         """
         language, source = self.told(source, target_language)
         reader = self.tokenizer.for_language(language)
-        sides = [reader.encode(side) for side in (source, text)]
+        sides = [reader.encode(source), reader.target.encode(text)]
         before, most = reader.with_ends([-1]).index(-1), self.model.settings.max_len
         longest = most - len(reader.with_ends([])), most - 1
         for name, ids, room in zip(("source", "text"), sides, longest, strict=True):
@@ -764,7 +766,7 @@ class _Writer:
             weights = self.model.attention_weights(
                 torch.tensor([written[:-1]]), torch.tensor([read]), torch.tensor([len(read)])
             )
-        tokens = [[self.tokenizer.decode([i]) for i in ids] for ids in sides]
+        tokens = [[each.decode([i]) for i in ids] for each, ids in zip((reader, reader.target), sides, strict=True)]
         return tokens[0], tokens[1], weights[0, :, before : before + len(sides[0])].numpy()
 
     def write(self, sources: Sequence[str], target_language: str = "") -> list[str]:
@@ -908,18 +910,12 @@ def load_seq2seq(path: str | Path) -> Translator | Summarizer:
         raise InputError("this model does not read one text and write another", where=str(folder))
     torch.set_num_threads(usable_cores())
     stored = read_seq2seq(folder)
-    of_each_side = isinstance(stored.model, Marian) and stored.model.settings.source_vocab_size > 0
-    if stored.target_tokenizer is not None and of_each_side:
-        raise InputError(
-            "the model has a vocabulary for each side", where=str(folder), why="what it writes is not decoded yet"
-        )
     run = _kind(stored.task)(folder, stored)
     if run.recipe is not None:
         run.on_too_long = run.recipe.task.on_too_long
         run.num_beams, run.length_penalty = run.recipe.eval.num_beams, run.recipe.eval.length_penalty
-    elif (folder / GENERATION_CONFIG).is_file():  # of transformers: it searches as its makers say
-        said = read_json(folder / GENERATION_CONFIG)
-        beams, penalty = said.get("num_beams"), said.get("length_penalty")
-        run.num_beams = beams if type(beams) is int and 0 < beams <= MOST_BEAMS else run.num_beams
-        run.length_penalty = float(penalty) if isinstance(penalty, int | float) else run.length_penalty
+    else:  # of transformers: it searches as its makers say
+        how = stored.generation
+        run.num_beams = how.num_beams or run.num_beams
+        run.length_penalty = run.length_penalty if how.length_penalty is None else how.length_penalty
     return run

@@ -3,7 +3,8 @@
     score(y) = sum_t log p(y_t | prompt, y_<t) / length(y) ** length_penalty
 
 as in Hugging Face's generate; length counts the end-of-text token. (Wu et al. 2016, eq. 14, divide by
-((5 + length) / 6) ** alpha.) Only the model's own log-probabilities enter.
+((5 + length) / 6) ** alpha.) Only the model's own log-probabilities enter, of what may be written: bad words are left
+out before softmax, as renormalize_logits has it in OPUS-MT's generation_config.json.
 
 At each step every hypothesis of a prompt is continued by every token, and the candidates are ranked by their sum. One
 that ends, and ranks among the first K, is kept as a result; the K best that do not end go on. So an ended hypothesis
@@ -36,7 +37,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from zhixing.decoding.filters import forbidden, forced, no_repeats
+from zhixing.decoding.filters import forbidden, forced, no_bad_words, no_repeats
 from zhixing.decoding.generate import Alternatives, FinishReason, prefill, room_for, token_logprobs
 from zhixing.decoding.protocol import LanguageModel, S, as_reader
 from zhixing.decoding.sampling import refuse_not_finite
@@ -179,11 +180,17 @@ def _search(
     if len(groups) > 1:
         rows = torch.tensor([search.place for search in searches], device=device)
         state, hidden = state.select(rows), hidden[rows]
+    never = [word[0] for word in settings.bad_words_ids if len(word) == 1]
+    longer = [word for word in settings.bad_words_ids if len(word) > 1]
     length = 0
     while True:
         logits = model.logits(hidden)  # (G * W, V)
         if length == 0 and not bool(torch.isfinite(logits.amax(dim=-1)).all()):
             refuse_not_finite()
+        if never:
+            logits[:, never] = float("-inf")  # in place: nobody else sees them
+        if longer:
+            logits = no_bad_words(logits, _pasts(searches, len(logits)), longer)
         length += 1
         origins = _choose(searches, logits.log_softmax(dim=-1), length, settings)  # one list a search, W rows each
         going: list[int] = []
@@ -224,6 +231,12 @@ def _padded(search: _Search, width: int) -> tuple[list[float], list[_Node | None
     return sums, ways + ways[-1:] * missing
 
 
+def _pasts(searches: list[_Search], rows: int) -> list[list[int]]:
+    """The tokens of each of the `rows` hypotheses, its prompt's before them where it goes on from one."""
+    width = rows // len(searches)
+    return [search.before + [n.id for n in _way(way)] for search in searches for way in _padded(search, width)[1]]
+
+
 def _choose(searches: list[_Search], logprobs: Tensor, length: int, settings: DecodingSettings) -> list[list[int]]:
     """`_expand` for all searches: at once, or with groups one group of every prompt after another."""
     ranked = _allowed(searches, logprobs, length, settings)
@@ -256,17 +269,17 @@ def _shunned(ranked: Tensor, chosen: list[Counter[int]], penalty: float) -> Tens
 
 
 def _allowed(searches: list[_Search], logprobs: Tensor, length: int, settings: DecodingSettings) -> Tensor:
-    """logprobs (G * W, V) with -inf for what may not be written; with a forced beginning 0 for what must."""
+    """logprobs (G * W, V) with -inf for what may not be written; where one token is forced 0 for that."""
     rows = range(len(logprobs))
     ranked = logprobs
     if length <= settings.min_new_tokens:
         ranked = forbidden(ranked, rows, sorted(set(settings.eos_ids or ())))
     if settings.no_repeat_ngram_size:
-        width = len(logprobs) // len(searches)
-        pasts = [search.before + [n.id for n in _way(way)] for search in searches for way in _padded(search, width)[1]]
-        ranked = no_repeats(ranked, pasts, settings.no_repeat_ngram_size)
-    if length <= len(settings.prefix_ids):
-        ranked = forced(ranked, rows, [settings.prefix_ids[length - 1]] * len(rows))
+        ranked = no_repeats(ranked, _pasts(searches, len(rows)), settings.no_repeat_ngram_size)
+    width = len(rows) // len(searches)
+    ids = [settings.forced_id(length, search.room) for search in searches for _ in range(width)]
+    if places := {row: i for row, i in enumerate(ids) if i is not None}:
+        ranked = forced(ranked, list(places), list(places.values()))
     return ranked
 
 
@@ -303,14 +316,17 @@ def _expand(
         live: list[tuple[float, _Node | None]] = []
         came_from: list[int] = []
         search.chosen = []
+        free = settings.costs_nothing(length, search.room)
         rank = 0
         for ranking, at in zip(found, where, strict=True):
             if ranking == float("-inf"):
                 break
             beam, column = divmod(at, per_row)
-            total = search.live[beam][0] + values[row := place * width + beam][column]
+            row = place * width + beam
+            value = 0.0 if free else values[row][column]
+            total = search.live[beam][0] + value
             top = None if tops is None else tops[row]
-            node = _Node(search.live[beam][1], ids[row][column], values[row][column], top)
+            node = _Node(search.live[beam][1], ids[row][column], value, top)
             ends = node.id in eos
             if ends or length == search.room:
                 if rank < beams:

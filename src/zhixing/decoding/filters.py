@@ -1,8 +1,8 @@
 """What changes the scores of the next token before one is chosen, as pure functions.
 
 Each takes logits (B, V) fp32 and returns new ones; what is filtered out becomes -inf, and at least one token always
-stays. They are applied in the order of Hugging Face's generate: repetition penalty, forbidden ends, no repeats, a
-forced beginning, temperature, top-k, top-p, min-p. p below is softmax(logits) of the row.
+stays. They are applied in the order of Hugging Face's generate: repetition penalty, bad words, forbidden ends, no
+repeats, forced tokens, temperature, top-k, top-p, min-p. p below is softmax(logits) of the row.
 """
 
 from __future__ import annotations
@@ -63,6 +63,28 @@ def no_repeats(logits: Tensor, histories: Sequence[Sequence[int]], size: int) ->
         found = repeating(history, size)
         rows += [row] * len(found)
         ids += found
+    return _less(logits, rows, ids)
+
+
+def no_bad_words(logits: Tensor, histories: Sequence[Sequence[int]], words: Sequence[Sequence[int]]) -> Tensor:
+    """-inf for a token that would end one of `words`, which are token ids; histories: those of each row so far.
+
+    For example the words 9 and 5 6: after 3 5 neither 9 nor 6 may follow, after 3 only 9 may not. A row that words of
+    several tokens would leave without a token stays as it is.
+    """
+    logits = forbidden(logits, range(len(logits)), [word[0] for word in words if len(word) == 1])
+    rows: list[int] = []
+    ids: list[int] = []
+    for row, history in enumerate(histories):
+        for *before, last in words:
+            if before and list(history[-len(before) :]) == before:
+                rows.append(row)
+                ids.append(last)
+    return _less(logits, rows, ids)
+
+
+def _less(logits: Tensor, rows: list[int], ids: list[int]) -> Tensor:
+    """-inf for the id in the row beside it, but where a row would be left without a token."""
     if not rows:
         return logits
     less = logits.clone()

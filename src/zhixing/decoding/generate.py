@@ -18,7 +18,7 @@ from typing import Generic, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from zhixing.decoding.filters import filtered, forbidden, forced, no_repeats, repetition_penalty
+from zhixing.decoding.filters import filtered, forbidden, forced, no_bad_words, no_repeats, repetition_penalty
 from zhixing.decoding.protocol import LanguageModel, S, as_continuer, as_reader, context_length
 from zhixing.decoding.sampling import draw, most_probable, random_stream, refuse_not_finite, sample
 from zhixing.decoding.settings import DecodingSettings
@@ -70,10 +70,17 @@ class _Part:
         least = self.settings.min_new_tokens
         return [i for i, row in enumerate(self.rows) if len(row.ids) < least] if least else []
 
-    def beginning(self) -> list[int]:
-        """The rows that are still within the beginning they must have."""
-        most = len(self.settings.prefix_ids)
-        return [i for i, row in enumerate(self.rows) if len(row.ids) < most] if most else []
+    def forced(self) -> dict[int, int]:
+        """The rows whose next token is settled, by the beginning or the end they must have, and which it is."""
+        settings = self.settings
+        if not settings.beginning and settings.forced_eos_token_id is None:
+            return {}
+        ids = (settings.forced_id(len(row.ids) + 1, row.room) for row in self.rows)
+        return {i: token for i, token in enumerate(ids) if token is not None}
+
+    def histories(self) -> list[list[int]]:
+        """What each row holds so far; a prompt that is read apart is no part of it."""
+        return [row.ids if self.reads else row.prompt + row.ids for row in self.rows]
 
     def choose(self, logits: Tensor) -> Tensor:
         """The next token of each row: logits (R, V) of the whole batch -> ids (rows,)."""
@@ -82,13 +89,14 @@ class _Part:
             logits = logits[self.index]
         if self.seen is not None:
             logits = repetition_penalty(logits, self.seen, settings.repetition_penalty)
+        if settings.bad_words_ids:
+            logits = no_bad_words(logits, self.histories(), settings.bad_words_ids)
         if settings.min_new_tokens:
             logits = forbidden(logits, self.early(), settings.eos_ids or ())
         if settings.no_repeat_ngram_size:
-            histories = [row.ids if self.reads else row.prompt + row.ids for row in self.rows]
-            logits = no_repeats(logits, histories, settings.no_repeat_ngram_size)
-        if begun := self.beginning():
-            logits = forced(logits, begun, [settings.prefix_ids[len(self.rows[i].ids)] for i in begun])
+            logits = no_repeats(logits, self.histories(), settings.no_repeat_ngram_size)
+        if settled := self.forced():
+            logits = forced(logits, list(settled), list(settled.values()))
         if settings.temperature == 0:
             ids = most_probable(logits)
         else:
@@ -190,14 +198,15 @@ class Decoder(Generic[S]):
         if find is None or len(self._parts) != 1 or self._n_top is not None:
             return None
         part = self._parts[0]
-        if part.settings.temperature != 0 or part.seen is not None or part.settings.no_repeat_ngram_size:
+        settings = part.settings
+        if settings.temperature != 0 or part.seen is not None or settings.no_repeat_ngram_size:
             return None
-        if part.beginning():
+        if settings.bad_words_ids or part.forced():
             return None
         early = part.early()
         if early and len(early) < len(part.rows):
             return None  # each row excludes other ids
-        return find(hidden, tuple(part.settings.eos_ids or ()) if early else ())
+        return find(hidden, tuple(settings.eos_ids or ()) if early else ())
 
     def _written(self, ids: list[int], logits: Tensor | None) -> list[Token]:
         scored = (
@@ -287,10 +296,13 @@ def room_for(model: LanguageModel[S], prompt: list[int], settings: DecodingSetti
     if not prompt:
         raise InputError("the prompt holds no token", mend="start from the tokenizer's end-of-text id")
     read = vocab_size if reader is None else reader.source_vocab_size
+    settled = [i for i in (settings.forced_bos_token_id, settings.forced_eos_token_id) if i is not None]
     for name, ids, size in (
         ("the prompt", prompt, read),
         ("eos_ids", settings.eos_ids, vocab_size),
         ("prefix_ids", settings.prefix_ids, vocab_size),
+        ("bad_words_ids", [i for word in settings.bad_words_ids for i in word], vocab_size),
+        ("forced_bos_token_id or forced_eos_token_id", settled, vocab_size),
     ):
         if ids and not (min(ids) >= 0 and max(ids) < size):
             wrong = next(i for i in ids if not 0 <= i < size)
@@ -313,9 +325,9 @@ def room_for(model: LanguageModel[S], prompt: list[int], settings: DecodingSetti
             why="prompt and new tokens together must fit into the context",
             mend=f"shorten the prompt to {(context or 0) - 1} tokens or fewer",
         )
-    if left is not None and left < len(settings.prefix_ids):
+    if left is not None and left < len(settings.beginning):
         raise InputError(
-            f"what is written must begin with {len(settings.prefix_ids)} tokens, and there is room for {left}",
+            f"what is written must begin with {len(settings.beginning)} tokens, and there is room for {left}",
             why=f"the model's context is {context}",
             mend="shorten prefix_ids, or the prompt" if reader is None else "shorten prefix_ids",
         )

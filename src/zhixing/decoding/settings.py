@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from zhixing.errors import InputError
 
@@ -30,7 +30,10 @@ class DecodingSettings:
     min_p: float = 0.0  # 0: all
     repetition_penalty: float = 1.0  # 1: none; above 1 speaks against what prompt and output hold already
     no_repeat_ngram_size: int = 0  # so many tokens in a row are never written twice; 0: they may be
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()  # never written; the scores are of what may be: softmax comes after
     prefix_ids: tuple[int, ...] = ()  # what is written begins with these; they count as new tokens and in the score
+    forced_bos_token_id: int | None = None  # stands before them, and in the score for nothing
+    forced_eos_token_id: int | None = None  # the last token where the room is full; in the score for nothing
     stop: tuple[str, ...] = ()  # the text ends before the first of these; a list will do
     n: int = 1  # completions of each prompt
     seed: int | None = 0  # same seed, prompt and settings: same text, alone or in a batch; None: by chance
@@ -47,6 +50,28 @@ class DecodingSettings:
             value = getattr(self, name)
             if isinstance(value, list | set | frozenset):
                 object.__setattr__(self, name, tuple(value))
+        words: Any = self.bad_words_ids
+        if isinstance(words, list | tuple):
+            words = tuple(tuple(word) if isinstance(word, list) else word for word in words)
+            object.__setattr__(self, "bad_words_ids", words)
+
+    @property
+    def beginning(self) -> tuple[int, ...]:
+        """What is written begins with these tokens."""
+        return self.prefix_ids if self.forced_bos_token_id is None else (self.forced_bos_token_id, *self.prefix_ids)
+
+    def forced_id(self, place: int, room: int) -> int | None:
+        """The only token that may stand at `place`, counted from 1, of `room`; None where that is free."""
+        begun = self.beginning
+        if place <= len(begun):
+            return begun[place - 1]
+        return self.forced_eos_token_id if place == room else None
+
+    def costs_nothing(self, place: int, room: int) -> bool:
+        """Whether that token counts in a score for nothing, as transformers has it, and not as the model says."""
+        if place <= len(self.beginning):
+            return place == 1 and self.forced_bos_token_id is not None
+        return place == room and self.forced_eos_token_id is not None
 
     @property
     def group_size(self) -> int:
@@ -106,14 +131,25 @@ class DecodingSettings:
             given: object = ids
             if not isinstance(given, tuple) or not all(type(i) is int and i >= 0 for i in given):
                 _refuse(name, given, "it takes a list of token ids")
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 0):
+                _refuse(name, value, "it takes a token id")
+        words: object = self.bad_words_ids
+        if not isinstance(words, tuple) or not all(
+            isinstance(word, tuple) and word and all(type(i) is int and i >= 0 for i in word) for word in words
+        ):
+            _refuse("bad_words_ids", words, "it takes a list of lists of token ids that are not empty")
         self._check_together()
 
     def _check_together(self) -> None:
-        if len(self.prefix_ids) > self.max_new_tokens:
-            why = f"these are {len(self.prefix_ids)} tokens, and max_new_tokens is {self.max_new_tokens}"
-            _refuse("prefix_ids", self.prefix_ids, why, f"set max_new_tokens above {len(self.prefix_ids)}")
+        if len(self.beginning) > self.max_new_tokens:
+            why = f"these are {len(self.beginning)} tokens, and max_new_tokens is {self.max_new_tokens}"
+            _refuse("prefix_ids", self.prefix_ids, why, f"set max_new_tokens above {len(self.beginning)}")
         if ends := set(self.prefix_ids) & set(self.eos_ids or ()):
             _refuse("prefix_ids", self.prefix_ids, f"{min(ends)} ends a text", "leave it out")
+        if ends := {word[0] for word in self.bad_words_ids if len(word) == 1} & set(self.eos_ids or ()):
+            _refuse("bad_words_ids", self.bad_words_ids, f"{min(ends)} ends a text", "leave it out")
         if self.num_beams % self.num_beam_groups:
             why = f"num_beams = {self.num_beams} beams cannot be dealt to so many groups of one size"
             mend = f"set num_beams = {max(1, self.num_beams // self.num_beam_groups) * self.num_beam_groups}"

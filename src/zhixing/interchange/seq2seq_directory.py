@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from zhixing.decoding.settings import MOST_LENGTH_PENALTY
 from zhixing.errors import InputError
 from zhixing.files import MANIFEST, atomic_write
 from zhixing.interchange.lstm_translator_layout import (
@@ -52,30 +53,48 @@ from zhixing.interchange.model_directory import (
     write_weights,
 )
 from zhixing.interchange.t5_layout import t5_config, t5_from_layout, t5_settings, t5_shapes, t5_to_layout
+from zhixing.interchange.transformers_layout import LARGEST
 from zhixing.models.lstm_translator import LSTMTranslator
 from zhixing.models.marian import Marian
 from zhixing.models.t5 import T5
-from zhixing.tokens.tokenizer import MARIAN_FILES, Tokenizer, load_target
+from zhixing.tokens.tokenizer import MARIAN_FILES, Tokenizer
 
 Seq2Seq = Marian | T5 | LSTMTranslator
 Task = Literal["translation", "summarization", "dialogue"]
 TASKS: tuple[Task, ...] = ("translation", "summarization", "dialogue")
-NEVER = -1e4  # a logit that no probability is left of; finite, so that training goes on from it, and fits in fp16
+MOST_BEAMS = 64  # that another tool's folder may ask for
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What generation_config.json says of how the model writes, by transformers' names; None: nothing.
+
+    max_length counts the start id.
+    """
+
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    max_length: int | None = None
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
 
 
 @dataclass(frozen=True)
 class StoredSeq2Seq:
-    """What a folder holds; languages are codes such as en and zh, or empty.
-
-    target_tokenizer: of what is written, where it is cut otherwise than what is read; None: as `tokenizer` does.
-    """
+    """What a folder holds; languages are codes such as en and zh, or empty. What is written is `tokenizer.target`'s."""
 
     model: Seq2Seq
     tokenizer: Tokenizer
     task: Task = "translation"
     source_language: str = ""
     target_language: str = ""
-    target_tokenizer: Tokenizer | None = None
+    generation: Generation = Generation()
+
+    @property
+    def target_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of what is written, where it is not the one of what is read."""
+        return None if self.tokenizer.target is self.tokenizer else self.tokenizer.target
 
 
 @dataclass(frozen=True)
@@ -110,27 +129,41 @@ def is_seq2seq(folder: Path) -> bool:
     return path.is_file() and read_json(path).get("model_type") in LAYOUTS
 
 
-def write_seq2seq(folder: Path, stored: StoredSeq2Seq, *, num_beams: int = 4, length_penalty: float = 1.0) -> None:
-    """Write the files into `folder`, which may hold others; config.json comes last, the manifest is the caller's."""
+def write_seq2seq(
+    folder: Path, stored: StoredSeq2Seq, *, num_beams: int | None = None, length_penalty: float | None = None
+) -> None:
+    """Write the files into `folder`, which may hold others; config.json comes last, the manifest is the caller's.
+
+    Beams and the length penalty are those of `stored` if not given, and 4 and 1 if it has none.
+    """
     model, tokenizer = stored.model, stored.tokenizer
     name, layout = next((name, layout) for name, layout in LAYOUTS.items() if layout.model is type(model))
-    s = model.settings
+    s, how, written = model.settings, stored.generation, tokenizer.target
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     tokenizer.save(folder, model_max_length=s.max_len)
-    generation = {
+    # One number for both sides: transformers leaves out of a text what is padding of the side that is read
+    pad_id = tokenizer.pad_id if tokenizer.pad_id < s.vocab_size else written.pad_id
+    generation: dict[str, Any] = {
         "decoder_start_token_id": s.start_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-        "max_length": s.max_len,
-        "num_beams": num_beams,
-        "length_penalty": length_penalty,
+        "eos_token_id": written.eos_id,
+        "pad_token_id": pad_id,
+        "max_length": s.max_len if how.max_length is None else how.max_length,
+        "num_beams": num_beams or how.num_beams or 4,
+        "length_penalty": next(x for x in (length_penalty, how.length_penalty, 1.0) if x is not None),
         "early_stopping": True,
     }
+    if how.bad_words_ids:
+        generation |= {"bad_words_ids": [list(word) for word in how.bad_words_ids], "renormalize_logits": True}
+    for key, value in (
+        ("forced_bos_token_id", how.forced_bos_token_id),
+        ("forced_eos_token_id", how.forced_eos_token_id),
+    ):
+        generation |= {} if value is None else {key: value}
     atomic_write(folder / GENERATION_CONFIG, as_json(generation))
     write_weights(folder, layout.to_layout(model.state_dict(), s), parse_size("5GB"))
-    config = layout.to_config(s, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+    config = layout.to_config(s, eos_id=written.eos_id, pad_id=pad_id)
     assert config["model_type"] == name
     config["zhixing"] = {
         "tokenizer_fingerprint": tokenizer.fingerprint(),
@@ -162,10 +195,10 @@ def read_seq2seq(folder: Path) -> StoredSeq2Seq:
             what = "is missing" if name not in found else f"has the shape {list(found[name])}"
             raise InputError(f"{name} {what}", where=str(folder), why=f"{CONFIG} makes it {list(shape)}")
     check_files(folder, [*(folder / name for name in (*JSON_FILES, "spiece.model", *MARIAN_FILES)), *places])
-    tokenizer, target = Tokenizer.load(folder), load_target(folder)
+    tokenizer = Tokenizer.load(folder)
     check_fingerprint(config, tokenizer, folder)
     read_size = getattr(settings, "source_vocab_size", 0) or settings.vocab_size
-    for side, size in ((tokenizer, read_size), (target or tokenizer, settings.vocab_size)):
+    for side, size in ((tokenizer, read_size), (tokenizer.target, settings.vocab_size)):
         if side.vocab_size > size:
             raise InputError(f"the tokenizer has {side.vocab_size} tokens, the model {size}", where=str(folder))
     tensors: dict[str, Tensor] = {}
@@ -173,10 +206,7 @@ def read_seq2seq(folder: Path) -> StoredSeq2Seq:
         tensors |= {name: tensor.float() for name, tensor in read_tensors(file).items()}
     with torch.device("meta"), NothingDrawn():
         model = layout.model(settings)
-    state = layout.from_layout(tensors, settings)
-    for i in banned_ids({**config, **generation}, settings.vocab_size) if "logits_bias" in state else ():
-        state["logits_bias"][i] = NEVER
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(layout.from_layout(tensors, settings), assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     if isinstance(model, Marian):
@@ -188,12 +218,36 @@ def read_seq2seq(folder: Path) -> StoredSeq2Seq:
         str(said.get(key, other))[:40]
         for key, other in zip(("source_language", "target_language"), tokenizer.languages, strict=True)
     )
-    return StoredSeq2Seq(model.eval(), tokenizer, task, source, written, target)
+    how = generation_of(generation or config, settings.vocab_size, tokenizer.target.eos_id)
+    return StoredSeq2Seq(model.eval(), tokenizer, task, source, written, how)
 
 
-def banned_ids(generation: Mapping[str, Any], vocab_size: int) -> list[int]:
-    """Ids that are never written, by `bad_words_ids`: OPUS-MT has its pad there, whose logit is 0 and not learnt."""
-    given = generation.get("bad_words_ids")
-    rows = given if isinstance(given, list) else []
-    alone = [row[0] for row in rows if isinstance(row, list) and len(row) == 1]
-    return [i for i in alone if type(i) is int and 0 <= i < vocab_size]
+def generation_of(said: Mapping[str, Any], vocab_size: int, eos_id: int) -> Generation:
+    """What is said of how to write, of generation_config.json or, in folders without one, config.json.
+
+    A value that cannot be used counts as not said. A bad word that is the end of a text is none, as in transformers.
+    """
+
+    def count(key: str, most: int) -> int | None:
+        value = said.get(key)
+        return value if type(value) is int and 0 < value <= most else None
+
+    def token(key: str) -> int | None:
+        value = said.get(key)
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        return value if type(value) is int and 0 <= value < vocab_size else None
+
+    given = said.get("bad_words_ids")
+    rows = [row for row in given if isinstance(row, list) and row] if isinstance(given, list) else []
+    known = [tuple(row) for row in rows if all(type(i) is int and 0 <= i < vocab_size for i in row)]
+    penalty = said.get("length_penalty")
+    if not isinstance(penalty, int | float) or not abs(penalty) <= MOST_LENGTH_PENALTY:
+        penalty = None
+    return Generation(
+        num_beams=count("num_beams", MOST_BEAMS),
+        length_penalty=None if penalty is None else float(penalty),
+        max_length=count("max_length", LARGEST["max_len"]),
+        bad_words_ids=tuple(word for word in known if word != (eos_id,)),
+        forced_bos_token_id=token("forced_bos_token_id"),
+        forced_eos_token_id=token("forced_eos_token_id"),
+    )

@@ -93,8 +93,8 @@ def new_state(pairs: Sequence[tuple[Tensor, Tensor]], source_lengths: Tensor, ca
     """
     keys, values = (torch.stack([pair[i] for pair in pairs]) for i in (0, 1))  # (L, G, H, S, K)
     n_layers, n_texts, n_heads, _, head_size = keys.shape
-    caches = [keys.new_zeros(n_layers, n_texts, n_heads, capacity + 1, head_size) for _ in range(2)]
-    written = DecodingState(*caches, torch.zeros_like(source_lengths))
+    shape = (n_layers, n_texts, n_heads, capacity + 1, head_size)
+    written = DecodingState(keys.new_zeros(shape), keys.new_zeros(shape), torch.zeros_like(source_lengths))
     return EncoderDecoderState(written, keys, values, source_lengths, torch.arange(n_texts, device=keys.device))
 
 

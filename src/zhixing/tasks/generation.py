@@ -78,11 +78,11 @@ class _RowText:
     """The text of one row as its tokens come."""
 
     def __init__(self, tokenizer: Tokenizer, settings: DecodingSettings) -> None:
-        self._stream = TextStream(tokenizer)
-        self._known = tokenizer.vocab_size
+        self._stream = TextStream(tokenizer.target)
+        self._known = tokenizer.target.vocab_size
         self._stops = StopStrings(settings.stop)
         # Stop strings count in the text after so many tokens
-        self._unscanned = max(settings.min_new_tokens, len(settings.prefix_ids))
+        self._unscanned = max(settings.min_new_tokens, len(settings.beginning))
         self.pieces: list[str] = []
 
     @property
@@ -206,7 +206,8 @@ def _pieces(steps: Iterator[list[Token]], text: _RowText) -> Iterator[str]:
 
 def _with_ends(settings: DecodingSettings, tokenizer: Tokenizer) -> DecodingSettings:
     settings.check()
-    return settings if settings.eos_ids is not None else dataclasses.replace(settings, eos_ids=(tokenizer.eos_id,))
+    ends = (tokenizer.target.eos_id,)
+    return settings if settings.eos_ids is not None else dataclasses.replace(settings, eos_ids=ends)
 
 
 def _prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
@@ -226,8 +227,8 @@ def source_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
-    """Text of ids; a model's vocabulary may be padded beyond its tokenizer's, and such an id stands for no text."""
-    return tokenizer.decode(i for i in ids if i < tokenizer.vocab_size)
+    """Text of written ids; a model's vocabulary may be padded beyond its tokenizer's: such an id stands for no text."""
+    return tokenizer.target.decode(i for i in ids if i < tokenizer.target.vocab_size)
 
 
 def _completion(

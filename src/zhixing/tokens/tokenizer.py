@@ -110,6 +110,7 @@ class Tokenizer:
         mask: str | None = None,
         files: Mapping[str, bytes] | None = None,
         languages: tuple[str, str] = ("", ""),
+        target: Tokenizer | None = None,
     ) -> None:
         self._inner: Any = inner
         inner.no_truncation()
@@ -118,6 +119,7 @@ class Tokenizer:
         self.kind: Any = kind  # an AnyKind; a recipe's type names only what can be learned
         self._files = dict(files or {})  # of a Marian folder: what `save` writes instead of a tokenizer.json
         self.languages = languages  # which one it reads and which one is written, where its files say so
+        self._target = target
         self._blanks = kind in ("unigram", "sentencepiece-bpe")  # pieces write a blank as ▁
         self.eos, self.pad, self.unk = eos, pad, unk
         ids: dict[str, int] = inner.get_vocab(with_added_tokens=True)
@@ -126,6 +128,11 @@ class Tokenizer:
         self.cls, self.sep, self.mask = cls, sep, mask
         self.cls_id, self.sep_id, self.mask_id = (None if token is None else ids[token] for token in (cls, sep, mask))
         self.vocab_size = max(ids.values()) + 1
+
+    @property
+    def target(self) -> Tokenizer:
+        """The tokenizer of what a model writes that reads by this one: itself, but in Marian folders of two sides."""
+        return self if self._target is None else self._target
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, no special token among them, whatever the text says."""
@@ -351,12 +358,12 @@ class Tokenizer:
         """Read a run folder, or a tokenizer.json and the settings beside it: our own, or of others.
 
         Of others: byte-level BPE, as GPT-2, Qwen and Llama 3 have, WordPiece, as BERT and DistilBERT have, and
-        SentencePiece: a tokenizer.json, T5's spiece.model, or the side of a Marian folder that is read (`load_target`
-        gives the other). What is missing, broken or of another kind is an InputError.
+        SentencePiece: a tokenizer.json, T5's spiece.model, or the side of a Marian folder that is read (`target` is
+        the other). What is missing, broken or of another kind is an InputError.
         """
         path = Path(path)
-        if (side := _marian_side(path, target=False)) is not None:
-            return side
+        if (source := _marian(path)) is not None:
+            return source
         file = path / "tokenizer.json" if path.is_dir() else path
         if path.is_dir() and not file.is_file() and (path / "spiece.model").is_file():
             file = path / "spiece.model"
@@ -803,16 +810,11 @@ def _blank_kind(model: SentencePieceModel) -> AnyKind:
     return "unigram" if model.model_type == "unigram" else "sentencepiece-bpe"
 
 
-def load_target(folder: Path | str) -> Tokenizer | None:
-    """The tokenizer of what a Marian folder's model writes; None where it is the one of what is read."""
-    return _marian_side(Path(folder), target=True)
-
-
 MARIAN_FILES = ("source.spm", "target.spm", "vocab.json", "target_vocab.json")
 
 
-def _marian_side(folder: Path, *, target: bool) -> Tokenizer | None:
-    """One tokenizer of a Marian folder; None if it is none, or a tokenizer.json counts, or the target is the source."""
+def _marian(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a Marian folder, and its target's; None if it is none, or a tokenizer.json counts."""
     if not (folder / "source.spm").is_file():
         return None
     config = _settings(folder / "tokenizer_config.json")
@@ -827,17 +829,20 @@ def _marian_side(folder: Path, *, target: bool) -> Tokenizer | None:
         except OSError as error:
             what = f"the vocabulary has no {name} that can be read"
             raise InputError(what, where=str(folder), why=str(error.strerror)) from None
-    if target and len(files) == 3 and files["source.spm"] == files["target.spm"]:
-        return None
     special = _special_names(folder)
     eos, pad, unk = (special.get(f"{n}_token", d) for n, d in (("eos", "</s>"), ("pad", "<pad>"), ("unk", "<unk>")))
     source_language, target_language = (str(config.get(key) or "")[:40] for key in ("source_lang", "target_lang"))
-    spm, table = (names[1], names[-1]) if target else (names[0], names[2])
-    model = parse_sentencepiece(files[spm], str(folder / spm))
-    ids = _piece_ids(files[table], folder / table, (eos, pad, unk))
-    pieces = MarianPieces(model, ids, eos=eos, unk=unk, pad=pad)
     languages = (source_language, target_language)
-    return Tokenizer(pieces, _blank_kind(model), eos, pad, unk, files=files, languages=languages)
+
+    def side(spm: str, table: str, target: Tokenizer | None = None) -> Tokenizer:
+        model = parse_sentencepiece(files[spm], str(folder / spm))
+        ids = _piece_ids(files[table], folder / table, (eos, pad, unk))
+        pieces = MarianPieces(model, ids, eos=eos, unk=unk, pad=pad)
+        kind = _blank_kind(model)
+        return Tokenizer(pieces, kind, eos, pad, unk, files=files, languages=languages, target=target)
+
+    same = len(files) == 3 and files["source.spm"] == files["target.spm"]
+    return side(names[0], names[2], None if same else side(names[1], names[-1]))
 
 
 MOST_VOCABULARY = 64 << 20  # bytes of a Marian file
