@@ -1,9 +1,8 @@
-"""The recurrent encoder-decoder: both attentions against their equations, padding, steps, beams that share a memory."""
+"""The recurrent encoder-decoder: both attentions against their equations, a shared memory, beginnings, files."""
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,15 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from zhixing.decoding.beam import beam_search
-from zhixing.decoding.generate import generate_ids
-from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 from zhixing.interchange.lstm_translator_layout import (
     lstm_translator_config,
     lstm_translator_from_layout,
     lstm_translator_settings,
-    lstm_translator_shapes,
     lstm_translator_to_layout,
 )
 from zhixing.models.lstm_translator import LSTMTranslator, LSTMTranslatorSettings, places_beside
@@ -159,77 +154,7 @@ def test_the_encoder_is_torch_s_over_packed_rows() -> None:
     torch.testing.assert_close(model.encode(ids, lengths)[real], expected[real], rtol=1e-5, atol=1e-6)
 
 
-# --- invariants ------------------------------------------------------------------------------------------------------
-
-
-@both
-@torch.no_grad()
-def test_padding_changes_nothing_and_batch_is_one_by_one(attention: str) -> None:
-    model = make(attention=attention)
-    sources = texts(5)
-    source_ids, lengths = padded(sources)
-    ids = written(5, 6)
-    together = model(ids, source_ids, lengths)
-    other = torch.nn.functional.pad(source_ids, (0, 4), value=PAD)
-    other = torch.where(torch.arange(other.shape[1]) < lengths[:, None], other, 17)
-    torch.testing.assert_close(model(ids, other, lengths), together, rtol=1e-5, atol=1e-6)
-    for row, source in enumerate(sources):
-        alone = model(ids[row : row + 1], torch.tensor([source]), lengths[row : row + 1])[0]
-        torch.testing.assert_close(together[row], alone, rtol=1e-5, atol=1e-6)
-        changed = torch.tensor([[*source[:-1], 5]])  # a real token does count
-        assert not torch.allclose(model(ids[row : row + 1], changed, lengths[row : row + 1])[0], alone, atol=1e-4)
-
-
-@both
-@torch.no_grad()
-def test_a_later_target_cannot_change_an_earlier_logit(attention: str) -> None:
-    model = make(attention=attention)
-    source_ids, lengths = padded(texts(3))
-    ids = written(3, 7)
-    before = model.logits(model(ids, source_ids, lengths))
-    changed = ids.clone()
-    changed[:, 4] = (ids[:, 4] + 1) % VOCAB_SIZE
-    after = model.logits(model(changed, source_ids, lengths))
-    torch.testing.assert_close(after[:, :4], before[:, :4], rtol=0, atol=0)
-    assert (after[:, 4] - before[:, 4]).abs().amax(dim=-1).min() > 1e-3
-
-
-@both
-@torch.no_grad()
-def test_attention_weights_sum_to_one_over_real_tokens(attention: str) -> None:
-    model = make(attention=attention)
-    source_ids, lengths = padded(texts(6))
-    weights = model.attention_weights(written(6, 5), source_ids, lengths)
-    assert weights.shape == (6, 5, source_ids.shape[1])
-    torch.testing.assert_close(weights.sum(-1), torch.ones(6, 5))
-    real = (torch.arange(source_ids.shape[1]) < lengths[:, None])[:, None].expand_as(weights)
-    assert (weights[~real] == 0).all() and (weights[real] > 0).all()
-    longest = int(lengths.argmax())
-    assert (weights[longest].max(0).values - weights[longest].min(0).values).max() > 1e-3, "they follow what is written"
-
-
-@both
-@torch.no_grad()
-def test_step_by_step_is_all_at_once(attention: str) -> None:
-    model = make(attention=attention)
-    sources = texts(3)
-    ids = written(3, 6)
-    whole = model(ids, *padded(sources))
-    state, start = model.read_sources(sources, 9)
-    assert state.lengths.tolist() == [1, 1, 1]
-    ragged = model.step(ids[:, 1:4], torch.tensor([3, 1, 0]), state)  # ragged, then each row's rest
-    assert state.lengths.tolist() == [4, 2, 1]
-    rest = torch.zeros(3, 5, dtype=torch.int64)
-    for row, begin in enumerate([4, 2, 1]):
-        rest[row, : 6 - begin] = ids[row, begin:]
-    last = model.step(rest, torch.tensor([2, 4, 5]), state)
-    for row, begin in enumerate([4, 2, 1]):
-        found = torch.cat([start[row : row + 1], ragged[row, : begin - 1], last[row, : 6 - begin]])
-        torch.testing.assert_close(found, whole[row], rtol=1e-5, atol=1e-5)
-    state, start = model.read_sources(sources, 9)
-    ones = torch.ones(3, dtype=torch.int64)
-    found = torch.cat([start[:, None], *(model.step(ids[:, t : t + 1], ones, state) for t in range(1, 6))], dim=1)
-    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+# --- the memory (what all families keep: test_encoder_decoders.py) ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -240,32 +165,6 @@ def test_places_by_hand(owners: list[int], places: list[int] | None, width: int)
     found, found_width = places_beside(torch.tensor(owners), max(owners) + 1)
     assert found_width == width
     assert (None if found is None else found.tolist()) == places
-
-
-@both
-@torch.no_grad()
-def test_rows_that_are_picked_repeated_dropped_and_joined(attention: str) -> None:
-    model = make(attention=attention)
-    sources = texts(4)
-
-    def follow(rows: list[int], state: Any) -> Tensor:
-        hidden = torch.empty(0)
-        for step in range(3):
-            ids = torch.tensor([[2 + (7 * row + step) % 25] for row in rows])
-            hidden = model.step(ids, torch.ones(len(rows), dtype=torch.int64), state)[:, 0]
-        return hidden
-
-    alone = [follow([row], model.read_sources([sources[row]], 12)[0])[0] for row in range(4)]
-    state, _ = model.read_sources(sources[:3], 12)
-    for order in ([0, 0, 1, 1, 2, 2], [2, 0, 0], [1], [0, 1, 2], [2, 2, 2], [1, 0, 1, 2, 0, 1]):
-        hidden = follow(order, state.select(torch.tensor(order)))
-        torch.testing.assert_close(hidden, torch.stack([alone[row] for row in order]), rtol=1e-5, atol=1e-5)
-    assert state.lengths.tolist() == [1, 1, 1], "a step of selected rows leaves the rows they came from"
-    joined = state.select(torch.tensor([1, 1])).append(model.read_sources([sources[3]], 20)[0])
-    hidden = follow([1, 1, 3], joined)
-    torch.testing.assert_close(hidden, torch.stack([alone[1], alone[1], alone[3]]), rtol=1e-5, atol=1e-5)
-    twice = joined.select(torch.tensor([2, 0])).select(torch.tensor([1]))
-    assert twice.lengths.tolist() == [4] and twice.owners.tolist() == [0]
 
 
 @both
@@ -290,52 +189,12 @@ def test_a_memory_is_shared_by_the_hypotheses_of_a_text(attention: str, monkeypa
     assert state.select(torch.tensor([2, 2])).values.shape[0] == 1, "texts that nobody reads any more are forgotten"
 
 
-# --- decoding --------------------------------------------------------------------------------------------------------
-
-
-@both
-def test_batch_is_one_by_one_and_a_beam_of_one_is_greedy(attention: str) -> None:
-    model = make(seed=13, attention=attention)
-    sources = texts(6, seed=6)
-    greedy = DecodingSettings(max_new_tokens=12, temperature=0, eos_ids=(EOS,))
-    alone = [[token.id for step in generate_ids(model, [source], greedy) for token in step] for source in sources]
-    assert len({tuple(ids) for ids in alone}) > 3
-    rows: dict[int, list[int]] = {}
-    for step in generate_ids(model, sources, greedy, batch_size=2):
-        for token in step:
-            rows.setdefault(token.row, []).append(token.id)
-    assert [rows[row] for row in range(6)] == alone
-    one = beam_search(model, sources, DecodingSettings(max_new_tokens=12, num_beams=1, n=1, eos_ids=(EOS,)))
-    assert [found[0].ids for found in one] == [[i for i in ids if i != EOS] for ids in alone]
-
-
-@both
-def test_n_best_have_the_model_s_own_scores(attention: str) -> None:
-    model = make(seed=14, attention=attention)
-    sources = texts(4, seed=8)
-    best = beam_search(model, sources, DecodingSettings(max_new_tokens=8, num_beams=4, n=4, eos_ids=(EOS,)))
-    for source, found in zip(sources, best, strict=True):
-        assert len({tuple(h.ids) for h in found}) == 4
-        for hypothesis in found:
-            ended = [*hypothesis.ids, EOS] if hypothesis.finish_reason == "stop" else hypothesis.ids
-            with torch.no_grad():
-                ids = torch.tensor([[PAD, *ended[:-1]]])
-                logits = model.logits(model(ids, torch.tensor([source]), torch.tensor([len(source)])))
-            own = logits[0].log_softmax(-1)[torch.arange(len(ended)), torch.tensor(ended)].double().sum() / len(ended)
-            assert hypothesis.score == pytest.approx(float(own), abs=1e-4)
-
-
-def test_what_cannot_be_read_or_made_is_said() -> None:
-    model, settings = make(), DecodingSettings(max_new_tokens=100, temperature=0, eos_ids=())
-    with pytest.raises(InputError, match="the text has 33 tokens, the model reads 32 at most"):
-        list(generate_ids(model, [[2] * 33], settings))
-    with pytest.raises(InputError, match="the prompt has the id 30"):
-        list(generate_ids(model, [[30]], settings))
+def test_what_cannot_be_made_is_said() -> None:
     with pytest.raises(InputError, match="d_model = 7 is not even"):
         LSTMTranslator(LSTMTranslatorSettings(10, d_model=7))
 
 
-# --- beginnings and learning -----------------------------------------------------------------------------------------
+# --- beginnings ------------------------------------------------------------------------------------------------------
 
 
 @both
@@ -372,67 +231,7 @@ def test_dropout_only_in_training(attention: str) -> None:
     assert torch.equal(model(ids, source_ids, lengths), model(ids, source_ids, lengths))
 
 
-@both
-def test_it_learns_to_reverse(attention: Any) -> None:
-    """Six of eight symbols, backwards: above 99 % of texts that were never shown, whole."""
-    generator = torch.Generator().manual_seed(0)
-    settings = LSTMTranslatorSettings(
-        11, d_model=64, n_encoder_layers=1, n_layers=1, max_len=8, dropout=0.0, attention=attention
-    )
-    model = LSTMTranslator(settings, generator)
-
-    def draw(rows: int, *, unseen: bool) -> Tensor:
-        """A tenth of all texts is never shown."""
-        found = torch.randint(3, 11, (16 * rows, 6), generator=generator)
-        held_out = (found * torch.tensor([1, 3, 7, 5, 2, 9])).sum(dim=1) % 10 == 0
-        return found[held_out == unseen][:rows]
-
-    def scores(source: Tensor) -> Tensor:
-        ids = torch.cat([torch.zeros(len(source), 1, dtype=torch.int64), source.flip(1)[:, :-1]], dim=1)
-        return model.logits(model(ids, source, torch.full((len(source),), 6)))
-
-    steps, highest = 250, 0.01
-    optimizer = torch.optim.Adam(model.parameters())
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = highest * min(1, (step + 1) / 20) * (1 - step / steps)
-        source = draw(64, unseen=False)
-        loss = torch.nn.functional.cross_entropy(scores(source).flatten(0, 1), source.flip(1).flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    source = draw(300, unseen=True)
-    assert len(source) == 300
-    greedy = DecodingSettings(max_new_tokens=6, temperature=0, eos_ids=())
-    rows: dict[int, list[int]] = {}
-    for tokens in generate_ids(model, source.tolist(), greedy, batch_size=300):
-        for token in tokens:
-            rows.setdefault(token.row, []).append(token.id)
-    right = sum(rows[row] == text[::-1] for row, text in enumerate(source.tolist()))
-    assert right > 0.99 * 300, right
-
-
 # --- files -----------------------------------------------------------------------------------------------------------
-
-KINDS = [{}, {"attention": "bahdanau", "tie_embeddings": False, "n_layers": 3, "n_encoder_layers": 1, "start_id": 4}]
-
-
-@pytest.mark.parametrize("settings", KINDS)
-def test_layout_and_config_come_back(settings: dict[str, Any]) -> None:
-    model = make(**settings)
-    config = lstm_translator_config(model.settings, eos_id=EOS, pad_id=PAD)
-    assert lstm_translator_settings(config) == model.settings
-    tensors = lstm_translator_to_layout(model.state_dict(), model.settings)
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == lstm_translator_shapes(model.settings)
-    assert set(tensors) == set(model.state_dict())
-    with torch.device("meta"):  # as a folder is read
-        again = LSTMTranslator(lstm_translator_settings(config))
-    again.load_state_dict(lstm_translator_from_layout(tensors, again.settings), assign=True)
-    source_ids, lengths = padded(texts(3))
-    ids = written(3, 5)
-    with torch.no_grad():
-        assert torch.equal(again.eval()(ids, source_ids, lengths), model(ids, source_ids, lengths))
 
 
 @pytest.mark.parametrize(
@@ -470,14 +269,9 @@ def test_a_value_that_is_missing_is_named() -> None:
             lstm_translator_settings({k: v for k, v in config.items() if k != key})
 
 
-def test_a_tensor_that_is_missing_or_of_another_shape_is_named() -> None:
+def test_a_tied_head_that_is_stored_too_is_the_embedding() -> None:
     model = make()
     tensors = lstm_translator_to_layout(model.state_dict(), model.settings)
-    name = "decoder.recurrence.weight_ih_l1"
-    with pytest.raises(InputError, match=re.escape(f"the weights hold no {name}")):
-        lstm_translator_from_layout({n: t for n, t in tensors.items() if n != name}, model.settings)
-    with pytest.raises(InputError, match=re.escape(f"{name} has the shape [5, 16]")):
-        lstm_translator_from_layout(tensors | {name: tensors[name][:5]}, model.settings)
     copy = {"lm_head.weight": tensors["embedding.weight"].clone()}
     lstm_translator_from_layout(tensors | copy, model.settings)  # tied and stored twice: the same thing
     with pytest.raises(InputError, match=r"lm_head\.weight differs from embedding\.weight"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import random
@@ -18,14 +19,14 @@ import torch
 
 import zhixing
 from zhixing.errors import InputError
-from zhixing.interchange.seq2seq_directory import NEVER, read_seq2seq, write_seq2seq
+from zhixing.interchange.seq2seq_directory import Generation, read_seq2seq, write_seq2seq
 from zhixing.recipe import DataSettings
 from zhixing.seq2seq import Translator
 from zhixing.text.readers import read_documents
 from zhixing.tokens import sentencepiece as module
 from zhixing.tokens import tokenizer as tokenizer_module
 from zhixing.tokens.sentencepiece import build_tokenizer, fold, parse_sentencepiece, read_sentencepiece
-from zhixing.tokens.tokenizer import MARIAN_FILES, TextStream, Tokenizer, load_target, train_tokenizer
+from zhixing.tokens.tokenizer import MARIAN_FILES, TextStream, Tokenizer, train_tokenizer
 
 spm: Any = pytest.importorskip("sentencepiece")
 
@@ -309,8 +310,9 @@ def test_marian_has_the_ids_of_transformers(
     folder = lay_marian(tmp_path / "marian", *sides[kind], separate=separate)
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     assert type(theirs).__name__ == "MarianTokenizer"
-    source, target = Tokenizer.load(folder), load_target(folder)
-    assert target is not None and source.languages == ("en", "zh")
+    source = Tokenizer.load(folder)
+    target = source.target
+    assert target is not source and target.target is target and source.languages == ("en", "zh")
     assert source.kind == ("unigram" if kind == "unigram" else "sentencepiece-bpe")
     assert (source.eos_id, source.unk_id) == (0, 1) and source.pad_id == source.vocab_size - 1 == theirs.pad_token_id
     texts = [*english[:200], *chinese[:200], *(text for text in ODD if "</s>" not in text), "e\u0323\u0302 ｶﾞ"]
@@ -348,9 +350,8 @@ def plain(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 
 def test_one_side_for_both_has_no_target(sound: bytes, tmp_path: Path) -> None:
-    lay_marian(tmp_path, sound, sound)
-    assert load_target(tmp_path) is None
-    assert load_target(tmp_path / "nowhere") is None
+    both = Tokenizer.load(lay_marian(tmp_path, sound, sound))
+    assert both.target is both
 
 
 @pytest.mark.parametrize(
@@ -365,6 +366,7 @@ def test_one_side_for_both_has_no_target(sound: bytes, tmp_path: Path) -> None:
         ("vocab.json", b'{"</s>": 0, "<unk>": 1, "<pad>": "2"}', "each piece an id"),
         ("vocab.json", None, "no vocab.json"),
         ("target.spm", None, "no target.spm"),
+        ("target.spm", b"\x0a\xff", "no SentencePiece model"),
         ("source.spm", b"\x0a\xff", "no SentencePiece model"),
         ("tokenizer_config.json", b"{", "settings cannot be read"),
     ],
@@ -554,38 +556,59 @@ def written_by_transformers(model: Any, tokenizer: Any, texts: list[str]) -> lis
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+@pytest.mark.parametrize("separate", [False, True])
 def test_a_marian_checkpoint_writes_what_transformers_writes(
-    sides: dict[str, tuple[bytes, bytes]], tmp_path: Path, english: list[str]
+    separate: bool, sides: dict[str, tuple[bytes, bytes]], tmp_path: Path, english: list[str]
 ) -> None:
+    """Also one with a vocabulary and a table of embeddings for each side, whose pad is that of the side that is read."""
     transformers = pytest.importorskip("transformers")
-    folder = lay_marian(tmp_path / "marian", *sides["unigram"])
+    folder = lay_marian(tmp_path / "marian", *sides["unigram"], separate=separate)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     pad = tokenizer.pad_token_id
+    written = len(json.loads((folder / ("target_vocab.json" if separate else "vocab.json")).read_bytes()))
+    assert (written != tokenizer.vocab_size) == separate
     config = transformers.MarianConfig(
-        vocab_size=len(tokenizer), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        vocab_size=tokenizer.vocab_size, decoder_vocab_size=written, share_encoder_decoder_embeddings=not separate,
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=64, init_std=0.5,
         pad_token_id=pad, eos_token_id=0, decoder_start_token_id=pad, forced_eos_token_id=None, scale_embedding=True,
         activation_function="swish",
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.MarianMTModel(config).eval()
-    bias = torch.randn(1, len(tokenizer))
+    bias = torch.randn(1, written)
     bias[0, 0], bias[0, 1], bias[0, pad] = 12.0, -100.0, 0.0  # it ends; <unk>, which transformers leaves out, is rare
     model.final_logits_bias.copy_(bias)
-    model.generation_config.bad_words_ids = [[pad]]
+    how = model.generation_config  # as OPUS-MT has it
+    how.bad_words_ids, how.renormalize_logits, how.forced_eos_token_id, how.max_length = [[pad]], True, 0, 64
     model.save_pretrained(folder)
     run = cast(Translator, zhixing.load(folder))
     assert run.model.settings.start_id == pad and run.stored.target_tokenizer is not None
-    assert run.model.state_dict()["logits_bias"][pad] == NEVER
+    said = Generation(None, None, 64, ((pad,),), None, 0)
+    assert run.stored.generation == said and run.settings().max_new_tokens == 63
+    assert torch.equal(run.model.state_dict()["logits_bias"], bias[0])
     assert (run.stored.source_language, run.stored.target_language) == ("en", "zh")
     texts = short_texts(tokenizer, english)
+    batch = tokenizer(texts, text_target=texts, padding=True, return_tensors="pt")
+    lengths = batch["attention_mask"].sum(1)
+    ids = torch.nn.functional.pad(batch["labels"][:, :-1].clamp(max=written - 1), (1, 0), value=pad)
+    with torch.no_grad():
+        logits = run.model.logits(run.model(ids, batch["input_ids"], lengths))
+        theirs = model(batch["input_ids"], batch["attention_mask"], decoder_input_ids=ids).logits
+    torch.testing.assert_close(logits, theirs, rtol=1e-4, atol=1e-4)
     ours = run.write(texts)
     assert ours == written_by_transformers(model, tokenizer, texts)
     assert len(set(ours)) > 5
+    read, aligned, weights = run.alignment(texts[0], "天地")
+    assert weights.shape == (len(aligned), len(read)) and "".join(aligned).strip() == "天地"
 
     write_seq2seq(tmp_path / "again", run.stored)
     again = cast(Translator, zhixing.load(tmp_path / "again"))
-    assert again.write(texts) == ours
+    assert again.write(texts) == ours and again.stored.generation == dataclasses.replace(
+        said, num_beams=4, length_penalty=1.0
+    )
+    for name, tensor in run.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
     theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "again")
     theirs_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
     assert written_by_transformers(theirs, theirs_tokenizer, texts) == ours
