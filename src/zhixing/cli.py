@@ -445,22 +445,29 @@ def explain_(
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="RUN", help="A classifier's run.")],
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A classifier, a translator or a summarizer.")],
     second: Annotated[str, typer.Argument(metavar="RUN", help="Another one.")],
     data: Annotated[
-        str | None, typer.Argument(metavar="DATA", help="Labelled texts; else the first run's own test part.")
+        str | None, typer.Argument(metavar="DATA", help="Labelled texts, or pairs; else the first run's own test part.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Set two classifiers side by side on the same texts: difference with interval, McNemar's test."""
-    from zhixing.classifier import compare_runs
-    from zhixing.evaluation.comparison import comparison_text
+    """Set two runs of one task side by side on the same texts: the difference with its interval, and a test of it."""
+    from zhixing.entry import compare_any
+    from zhixing.evaluation.comparison import Comparison, comparison_text
+    from zhixing.evaluation.seq2seq_comparison import seq2seq_comparison_text
 
-    comparison = compare_runs(first, second, data)
-    if as_json:
-        _print_json(comparison.to_dict())
+    found = compare_any(first, second, data)
+    if isinstance(found, dict):
+        if as_json:
+            _print_json({"directions": {direction: one.to_dict() for direction, one in found.items()}})
+        for direction, one in found.items():
+            if not as_json:
+                typer.echo(f"{direction}\n{seq2seq_comparison_text(one)}\n")
+    elif as_json:
+        _print_json(found.to_dict())
     else:
-        typer.echo(comparison_text(comparison))
+        typer.echo(comparison_text(found) if isinstance(found, Comparison) else seq2seq_comparison_text(found))
 
 
 @app.command("import")
@@ -480,7 +487,9 @@ def import_(
 def export(
     run: RunFolder,
     out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to make.")],
-    to: Annotated[str, typer.Option(help="transformers, or peft: the LoRA adapter of a run.")] = "transformers",
+    to: Annotated[
+        str, typer.Option(help="transformers; peft: a run's LoRA adapter; ctranslate2: a translator or summarizer.")
+    ] = "transformers",
     max_shard_size: Annotated[str | None, typer.Option(help="Split the weights, e.g. 100MB.")] = None,
 ) -> None:
     """Write a model for another tool, and check that it says the same there."""

@@ -33,8 +33,17 @@ from zhixing.training.plan import (
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 10)
 GOOD_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
-EXTRAS = {"pyarrow": "parquet files", "tensorboard": "train.tensorboard = true", "transformers": "checking an export"}
-EXTRA_OF = {"pyarrow": "pip install 'zhixing[parquet]'", "tensorboard": "pip install 'zhixing[tensorboard]'"}
+EXTRAS = {
+    "pyarrow": "parquet files",
+    "tensorboard": "train.tensorboard = true",
+    "transformers": "checking an export",
+    "ctranslate2": "zhixing export --to ctranslate2",
+}
+EXTRA_OF = {
+    "pyarrow": "pip install 'zhixing[parquet]'",
+    "tensorboard": "pip install 'zhixing[tensorboard]'",
+    "ctranslate2": "pip install 'zhixing[ctranslate2]'",
+}
 MARKS = {"good": "✓", "note": "·", "bad": "✗"}
 COLOURS = {"good": "32", "note": "33", "bad": "31"}
 

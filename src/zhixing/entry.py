@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from zhixing.classifier import Classifier, load_classifier, train_classifier
+from zhixing.classifier import Classifier, compare_runs, load_classifier, train_classifier
 from zhixing.dialogue import Chat, load_dialogue, train_dialogue
 from zhixing.errors import InputError
+from zhixing.evaluation.comparison import Comparison
+from zhixing.evaluation.seq2seq_comparison import Seq2SeqComparison
 from zhixing.interchange.adapter_directory import export_adapter, import_adapter, is_adapter
 from zhixing.interchange.chat_directory import is_chat
 from zhixing.interchange.classifier_directory import is_classifier
@@ -14,6 +16,9 @@ from zhixing.interchange.seq2seq_directory import is_seq2seq
 from zhixing.recipe import PAIR_TASKS
 from zhixing.run import Run, asked_recipe, export_run, import_run, load, started, train
 from zhixing.seq2seq import Summarizer, Translator, load_seq2seq, train_seq2seq
+from zhixing.seq2seq_beside import compare_seq2seq, export_seq2seq
+
+EXPORTS = ("transformers", "peft", "ctranslate2")
 
 AnyRun = Run | Classifier | Translator | Summarizer | Chat
 
@@ -47,13 +52,41 @@ def import_any(source: str, out: str, base: str = "") -> None:
 
 
 def export_any(run: str, out: str, to: str = "transformers", max_shard_size: str | None = None) -> None:
-    """Write a model for another tool: `transformers`, or `peft` for the adapter of a run that was trained with LoRA."""
+    """Write a model for another tool: `transformers`; `peft`, the adapter of a run that was trained with LoRA; or
+    `ctranslate2`, a translator or summarizer."""
+    if to not in EXPORTS:
+        raise InputError(f"there is no export to {to!r}", mend=f"those known are {', '.join(EXPORTS)}")
+    if to == "ctranslate2":
+        if max_shard_size:
+            raise InputError("CTranslate2's weights are one file", mend="leave out --max-shard-size")
+        export_seq2seq(load_seq2seq(run), Path(out))
+        return
     if to == "peft":
         if not Path(run).is_dir():
             raise InputError(f"there is no run {run!r}", mend="give the folder that `zhixing train` printed")
         export_adapter(Path(run), Path(out))
         return
-    export_run(load(run), out, to=to, max_shard_size=max_shard_size)
+    if is_seq2seq(Path(run)):
+        why = "AutoModelForSeq2SeqLM loads it as it is (but for an lstm)"
+        raise InputError("this run is a folder of transformers already", where=run, why=why, mend="copy it")
+    export_run(load(run), out, max_shard_size=max_shard_size)
+
+
+def compare_any(
+    first: str, second: str, data: str | None = None
+) -> Comparison | Seq2SeqComparison | dict[str, Seq2SeqComparison]:
+    """Two classifiers, translators or summarizers on the same texts, by default the test part of the first.
+
+    Of translators with pairs of several directions, each direction by itself: {"en>zh": ...}.
+    """
+    write = [is_seq2seq(Path(run)) for run in (first, second)]
+    if not any(write):
+        return compare_runs(first, second, data)
+    if not all(write):
+        what = "this run does not read one text and write another"
+        raise InputError(what, where=(first, second)[write.index(False)], mend="compare two runs of one task")
+    found = compare_seq2seq(load_seq2seq(first), load_seq2seq(second), data)
+    return found.get("", found)
 
 
 def load_any(path: str | Path) -> AnyRun:

@@ -761,10 +761,8 @@ def load(path: str | Path) -> Run:
     return Run(folder, model.eval(), tokenizer)
 
 
-def export_run(run: Run, out: str, to: str = "transformers", max_shard_size: str | None = None) -> None:
-    """Write the model for another tool and check that it says the same there, before the folder appears."""
-    if to != "transformers":
-        raise InputError(f"there is no export to {to!r}", mend="those known are transformers and peft")
+def export_run(run: Run, out: str, max_shard_size: str | None = None) -> None:
+    """Write the model for transformers and check that it says the same there, before the folder appears."""
     export_model(run.path, Path(out), max_shard_size=_bytes(max_shard_size) if max_shard_size else None)
 
 

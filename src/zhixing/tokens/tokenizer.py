@@ -323,6 +323,13 @@ class Tokenizer:
         found: int | None = self._inner.token_to_id(token)
         return found
 
+    def vocabulary(self) -> list[str]:
+        """The token of each id as the vocabulary writes it; empty for an id that no token has."""
+        found = [""] * self.vocab_size
+        for token, i in self._inner.get_vocab(with_added_tokens=True).items():
+            found[i] = token
+        return found
+
     def save(self, folder: Path | str, model_max_length: int = 1 << 30) -> None:
         """Write tokenizer.json and tokenizer_config.json, from which transformers' AutoTokenizer gives the same ids.
 
