@@ -63,6 +63,40 @@ def test_rows_may_leave_and_join() -> None:
         torch.testing.assert_close(hidden[row, 0], model(sequence[None])[0, -1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("layout,n_kv_heads,tied", LAYOUTS)
+@torch.inference_mode()
+def test_a_token_has_the_same_bits_in_any_company(layout: str, n_kv_heads: int, tied: bool) -> None:
+    """Read in other portions, in wider caches, beside 0 to 80 other rows: hidden states and scores are equal, not close.
+
+    What a short prompt is read by is the loops too; the model's own way would only be close.
+    """
+    fast = model_of(layout, n_kv_heads, tied, vocab_size=130).for_decoding()
+    ids = torch.randint(0, 130, (81, 30), generator=torch.Generator().manual_seed(3))
+
+    def hidden_of(rows: int, portions: list[int], capacity: int) -> torch.Tensor:
+        state, parts, begun = fast.new_state(rows, capacity), [], 0
+        for count in portions:
+            part = fast.step(ids[:rows, begun : begun + count], torch.full((rows,), count), state)
+            parts.append(part)
+            begun += count
+        return torch.cat(parts, dim=1)
+
+    one = hidden_of(1, [1] * 30, 40)
+    assert torch.equal(one, hidden_of(1, [30], 40))
+    assert torch.equal(one, hidden_of(1, [7, 1, 22], 30))
+    for rows in (2, 3, 16, 33, 64, 81):
+        many = hidden_of(rows, [1] * 30, 33)
+        assert torch.equal(one[0], many[0])
+        scores = fast.logits(many[:, -1])
+        assert torch.equal(fast.logits(one[:, -1].clone())[0], scores[0])
+        found = fast.most_probable(many[:, -1], ())
+        assert found is None or torch.equal(found, scores.argmax(dim=-1))
+    ragged = fast.new_state(3, 40)
+    hidden = fast.step(ids[:3, :20], torch.tensor([20, 0, 9]), ragged)
+    assert torch.equal(hidden[0, :20], one[0, :20])
+    assert ragged.lengths.tolist() == [20, 0, 9]
+
+
 def test_packing_shares_the_models_memory() -> None:
     model = model_of("qwen3", 2, True)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -3,7 +3,7 @@
 A `Decoder` holds the rows that are being written. Prompts of any lengths join it at any time: they are read in chunks,
 once for all samples of a prompt, and their state is appended to that of the running rows. A row that has ended leaves
 before the next step. What a row writes does not depend on the rows beside it, up to the rounding of sums in another
-order (about 1e-6 in fp32).
+order (about 1e-6 in fp32); a GPT on a processor in fp32 writes with the same bits (models/gpt_packed.py).
 
 Shapes: R live rows, P prompts, T tokens, D d_model, V vocab_size.
 """
@@ -13,17 +13,19 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Generic, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zhixing.decoding.filters import filtered, forbidden, forced, no_bad_words, no_repeats, repetition_penalty
-from zhixing.decoding.protocol import LanguageModel, S, as_continuer, as_reader, context_length
+from zhixing.decoding.protocol import LanguageModel, S, as_continuer, as_reader, context_length, leave
 from zhixing.decoding.sampling import draw, most_probable, random_stream, refuse_not_finite, sample
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 
+CHUNK = 64  # tokens of a prompt that is read alone: what one pass of models/gpt_packed.py takes
 PREFILL_TOKENS = 4096  # of all prompts together that go through the model at once: bounds the memory of reading
 
 FinishReason = Literal["stop", "length"]
@@ -43,19 +45,38 @@ class Token(NamedTuple):
 class _Row:
     """What is known of one row beside its state."""
 
-    __slots__ = ("eos", "finished", "ids", "number", "prompt", "room", "settings", "stream")
+    __slots__ = ("choice", "eos", "finished", "ids", "number", "prompt", "room", "settings", "stream")
 
     def __init__(
         self, number: int, prompt: list[int], settings: DecodingSettings, room: int, stream: random.Random
     ) -> None:
         self.number, self.prompt, self.settings, self.room, self.stream = number, prompt, settings, room, stream
         self.eos = frozenset(settings.eos_ids or ())
+        self.choice = _choice(settings)
         self.ids: list[int] = []  # written so far
         self.finished = False
 
 
+def _choice(settings: DecodingSettings) -> DecodingSettings:
+    """The settings with all else at its default that says nothing of how a token is chosen from the scores."""
+    neutral = DecodingSettings()
+    sampled = settings.temperature != 0
+    return replace(
+        settings,
+        max_new_tokens=max(settings.min_new_tokens, len(settings.prefix_ids), 1),
+        eos_ids=settings.eos_ids if settings.min_new_tokens else None,
+        top_k=settings.top_k if sampled else neutral.top_k,
+        top_p=settings.top_p if sampled else neutral.top_p,
+        min_p=settings.min_p if sampled else neutral.min_p,
+        stop=(),
+        n=1,
+        seed=None,
+        logprobs=None,
+    )
+
+
 class _Part:
-    """The rows with equal settings, which are filtered and sampled as one."""
+    """The rows whose tokens are chosen in the same way, and so as one."""
 
     def __init__(
         self, settings: DecodingSettings, rows: list[_Row], index: Tensor | None, seen: Tensor | None, reads: bool
@@ -113,6 +134,7 @@ class Decoder(Generic[S]):
         self.model = model
         self._device = model.head().device
         self._waiting: list[list[_Row]] = []  # the samples of one prompt each
+        self._read: list[tuple[list[_Row], S, Tensor]] = []  # of a prompt that was read elsewhere: state, hidden (1, D)
         self._rows: list[_Row] = []
         self._parts: list[_Part] = []
         self._state: S | None = None
@@ -130,14 +152,35 @@ class Decoder(Generic[S]):
     @property
     def live(self) -> int:
         """How many rows have not ended, those that wait for their first step included."""
-        waiting = (row for rows in self._waiting for row in rows)
-        return sum(not row.finished for row in (*self._rows, *waiting))
+        return sum(not row.finished for row in (*self._rows, *self._joining()))
 
     def add(self, prompt: Sequence[int], settings: DecodingSettings) -> list[int]:
         """Rows for the settings.n samples of a prompt; they join at the next step. Their numbers, counted up from 0."""
+        rows = self._rows_of(list(prompt), settings)
+        self._waiting.append(rows)
+        return [row.number for row in rows]
+
+    def join(self, prompt: Sequence[int], settings: DecodingSettings, state: S, hidden: Tensor) -> list[int]:
+        """The same for a prompt that has been read: the state, of one row, and hidden (1, D) of its last token."""
+        rows = self._rows_of(list(prompt), settings)
+        self._read.append((rows, state, hidden))
+        return [row.number for row in rows]
+
+    def fit(self, capacity: int) -> None:
+        """Give back the room beyond `capacity` tokens a row, which only rows needed that have left."""
+        if self._ended:
+            self._leave()
+        fit: Callable[[int], S] | None = getattr(self._state, "fit", None)
+        if fit is not None:
+            self._state = fit(capacity)
+
+    def _joining(self) -> list[_Row]:
+        """The rows that wait for their first step."""
+        return [row for rows in (*self._waiting, *(rows for rows, _, _ in self._read)) for row in rows]
+
+    def _rows_of(self, ids: list[int], settings: DecodingSettings) -> list[_Row]:
         settings.check()
         assert settings.num_beams == 1, "beam search is beam.py's"
-        ids = list(prompt)
         room = room_for(self.model, ids, settings)
         seed = secrets.randbits(64) if settings.seed is None else settings.seed
         rows = []
@@ -145,12 +188,11 @@ class Decoder(Generic[S]):
             stream = random_stream(seed, ids, number)
             rows.append(_Row(self._next_row, ids, settings, room, stream))
             self._next_row += 1
-        self._waiting.append(rows)
-        return [row.number for row in rows]
+        return rows
 
     def stop(self, row: int) -> None:
         """End a row: it writes no further token. Nothing happens if it has ended already."""
-        for candidate in (*self._rows, *(row for rows in self._waiting for row in rows)):
+        for candidate in (*self._rows, *self._joining()):
             if candidate.number == row and not candidate.finished:
                 candidate.finished = self._ended = True
 
@@ -172,7 +214,7 @@ class Decoder(Generic[S]):
         hidden = None
         if self._state is not None:
             hidden = self.model.step(self._ids, self._ones, self._state)[:, 0]  # (R, D)
-        joining = bool(self._waiting)
+        joining = bool(self._waiting or self._read)
         if joining:
             hidden = self._join(hidden)
         if hidden is None:
@@ -235,31 +277,50 @@ class Decoder(Generic[S]):
         """The rows that have ended leave."""
         self._ended = False
         self._waiting = [rows for group in self._waiting if (rows := [row for row in group if not row.finished])]
-        kept = [place for place, row in enumerate(self._rows) if not row.finished]
-        if len(kept) == len(self._rows):
+        self._read = [
+            (rows, state, hidden)
+            for group, state, hidden in self._read
+            if (rows := [row for row in group if not row.finished])
+        ]
+        leaving = [place for place, row in enumerate(self._rows) if row.finished]
+        if not leaving:
             return
-        self._rows = [self._rows[place] for place in kept]
-        if not kept or self._state is None:
-            self._state = None
+        if len(leaving) == len(self._rows) or self._state is None:
+            self._rows, self._state = [], None
         else:
-            index = torch.tensor(kept, device=self._device)
-            self._state = self._state.select(index)
-            self._ids = self._ids[index]
+            self._state, places = leave(self._state, leaving)
+            self._rows = [self._rows[place] for place in places]
+            self._ids = self._ids[torch.tensor(places, device=self._device)]
         self._regroup()
 
     def _join(self, hidden: Tensor | None) -> Tensor:
-        """The waiting prompts are read and become rows: hidden (R, D) of the running rows -> that of all."""
-        groups, self._waiting = self._waiting, []
-        capacity = max(len(rows[0].prompt) + rows[0].room for rows in groups)
-        state, last = prefill(self.model, [rows[0].prompt for rows in groups], capacity)
-        if any(len(rows) > 1 for rows in groups):
-            repeats = [place for place, rows in enumerate(groups) for _ in rows]
-            index = torch.tensor(repeats, device=self._device)
-            state, last = state.select(index), last[index]
-        self._state = state if self._state is None else self._state.append(state)
-        self._rows += [row for rows in groups for row in rows]
+        """The waiting prompts become rows: hidden (R, D) of the running rows -> that of all."""
+        all_hidden = [] if hidden is None else [hidden]
+        for rows, state, last in self._arrivals():
+            self._state = state if self._state is None else self._state.append(state)
+            self._rows += rows
+            all_hidden.append(last)
         self._regroup()
-        return last if hidden is None else torch.cat([hidden, last])
+        return torch.cat(all_hidden) if len(all_hidden) > 1 else all_hidden[0]
+
+    def _arrivals(self) -> Iterator[tuple[list[_Row], S, Tensor]]:
+        """New rows, their state and hidden (rows, D): what has been read elsewhere, then what is read now."""
+        while self._read:
+            group, state, last = self._read.pop(0)
+            yield group, *self._repeated(state, last, [len(group)])
+        if self._waiting:
+            groups, self._waiting = self._waiting, []
+            capacity = max(len(rows[0].prompt) + rows[0].room for rows in groups)
+            state, last = prefill(self.model, [rows[0].prompt for rows in groups], capacity)
+            everyone = [row for rows in groups for row in rows]
+            yield everyone, *self._repeated(state, last, [len(rows) for rows in groups])
+
+    def _repeated(self, state: S, hidden: Tensor, times: list[int]) -> tuple[S, Tensor]:
+        """Each row as many times as it has samples."""
+        if max(times) == 1:
+            return state, hidden
+        index = torch.tensor([place for place, count in enumerate(times) for _ in range(count)], device=self._device)
+        return state.select(index), hidden[index]
 
     def _regroup(self) -> None:
         """What depends on which rows there are."""
@@ -269,7 +330,7 @@ class Decoder(Generic[S]):
         )
         places: dict[DecodingSettings, list[int]] = {}
         for place, row in enumerate(self._rows):
-            places.setdefault(row.settings, []).append(place)
+            places.setdefault(row.choice, []).append(place)
         self._parts = []
         for settings, where in places.items():
             rows = [self._rows[place] for place in where]
@@ -339,8 +400,8 @@ def prefill(
 ) -> tuple[S, Tensor]:
     """A state of P rows that have read their prompts, and the hidden state (P, D) of each one's last token.
 
-    The prompts are read side by side, in chunks of about `budget` tokens in all; `capacity` is what a row will hold in
-    the end, prompt and output.
+    The prompts are read side by side, in chunks of about `budget` tokens in all, a single one in chunks of CHUNK;
+    `capacity` is what a row will hold in the end, prompt and output.
     """
     if (reader := as_reader(model)) is not None:
         return reader.read_sources(prompts, capacity)
@@ -350,7 +411,8 @@ def prefill(
     rows = torch.arange(len(prompts), device=device)
     state = as_continuer(model).new_state(len(prompts), capacity)
     last: Tensor | None = None
-    for chunk in torch.split(ids, max(1, budget // len(prompts)), dim=1):  # (P, T)
+    at_once = max(1, budget // len(prompts))
+    for chunk in torch.split(ids, min(CHUNK, at_once) if len(prompts) == 1 else at_once, dim=1):  # (P, T)
         n_new = (lengths - state.lengths).clamp(max=chunk.shape[1])  # 0 where the prompt has ended
         hidden = model.step(chunk, n_new, state)[rows, (n_new - 1).clamp(min=0)]  # (P, D)
         last = hidden if last is None else torch.where((n_new > 0)[:, None], hidden, last)

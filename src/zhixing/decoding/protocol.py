@@ -6,14 +6,21 @@ an LSTM's (h, c) are both state; decoding never looks inside one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, Self, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 
 class State(Protocol):
-    """What a model remembers of some rows between steps."""
+    """What a model remembers of some rows between steps.
+
+    It may have more, where that is faster or can be done at all:
+    `keep(places) -> Self`, as `select` with the places of `leave`, in place: the state itself is used up;
+    `fit(capacity) -> Self`, the same with less room, which must hold what is written;
+    `piece(start)` and `take(piece)`, which make it a `Pieced`.
+    """
 
     lengths: Tensor  # (B,) int64, tokens seen
 
@@ -22,7 +29,23 @@ class State(Protocol):
         ...
 
     def append(self, other: Self) -> Self:
-        """This state's rows, then the other's."""
+        """This state's rows, then the other's. This state is used up."""
+        ...
+
+
+class Pieced(Protocol):
+    """A state of one row of which what it learnt from some tokens can be kept, and given to another row.
+
+    So a prompt that begins as an earlier one need not be read from its beginning: a cache of keys and values can be cut
+    anywhere, and of an LSTM's (h, c) each piece is all of it.
+    """
+
+    def piece(self, start: int) -> object:
+        """What the only row has more than a row that has read its first `start` tokens."""
+        ...
+
+    def take(self, piece: Any) -> None:
+        """Let the only row have read what the piece is of, behind what it has read."""
         ...
 
 
@@ -103,6 +126,28 @@ def as_reader(model: LanguageModel[S]) -> Reader[S] | None:
 def as_continuer(model: LanguageModel[S]) -> Continuer[S]:
     """The model, which is no Reader."""
     return cast(Continuer[S], model)
+
+
+def as_pieced(state: State) -> Pieced | None:
+    """The state, if it can be kept in pieces."""
+    return cast(Pieced, state) if hasattr(state, "piece") else None
+
+
+def leave(state: S, leaving: Sequence[int]) -> tuple[S, list[int]]:
+    """Some rows leave, not all: the state without them, and which row now stands at each place. The state is used up.
+
+    The others stay in their order, or in place where the state can: then the last ones take the free places, so that
+    few move. Of 6 rows 1 and 4 leave: rows 0 2 3 5 stay, in place as 0 5 2 3.
+    """
+    gone, count = set(leaving), len(state.lengths)
+    keep: Callable[[Sequence[int]], S] | None = getattr(state, "keep", None)
+    if keep is None:
+        places = [row for row in range(count) if row not in gone]
+        return state.select(torch.tensor(places, device=state.lengths.device)), places
+    left = count - len(gone)
+    behind = [row for row in range(left, count) if row not in gone]
+    places = [behind.pop() if row in gone else row for row in range(left)]
+    return keep(places), places
 
 
 def context_length(model: LanguageModel[S]) -> int | None:

@@ -1,8 +1,11 @@
-"""One decoding step of a GPT as compiled loops: the fast path of `GPT.step` for one token a row on a processor.
+"""One decoding step of a GPT as compiled loops: the fast path of `GPT.step` for few tokens on a processor.
 
 A step of one token a row is a row of matrix-vector products: each weight is read once and used B times, so what counts
 is to read the weights in one pass, with all cores, and do nothing else. torch runs some twenty operators a layer for it
 and a matrix product made for large B; here a step is one call. Measured gain over the eager step: docs/log.md.
+
+Each token's sums are added in the same order whatever stands beside it, so its hidden state has the same bits alone, in
+a batch, and as one of several tokens of a prompt. `tests/test_gpt_packed.py` holds that too.
 
 numba compiles the loops at their first use (about half a minute, kept on disk afterwards). `tests/test_gpt_packed.py`
 holds them against `GPT.step`.
@@ -28,7 +31,7 @@ from zhixing.models.gpt import GPT
 from zhixing.models.layers import DecodingState
 from zhixing.models.screened_argmax import HAS_VNNI, ScreenedArgmax
 
-MOST_ROWS = 16  # beyond it the products are large enough for torch's own
+MOST_TOKENS = 64  # in one pass; more tokens of prompts than that are torch's, rows of one token take several passes
 
 
 @njit(fastmath=FAST, cache=True, error_model="numpy")
@@ -317,7 +320,7 @@ class Ahead:
 
 
 class PackedGPT:
-    """A GPT that takes its one-token steps through the compiled loops; the rest it leaves to the model.
+    """A GPT that takes its small steps through the compiled loops; the rest it leaves to the model.
 
     Keeps the decoding protocol (new_state, step, logits) and shares the model's memory: the parameters of one kind
     become views of one array over the layers. fp32 on the CPU only.
@@ -405,16 +408,26 @@ class PackedGPT:
         return self.model.new_state(rows, max_len)
 
     def step(self, ids: Tensor, n_new: Tensor, state: DecodingState) -> Tensor:
-        """As GPT.step; one token a row goes the fast way."""
-        if ids.shape[1] > 1 or ids.shape[0] > MOST_ROWS or int(state.lengths.max()) >= state.capacity:
+        """As GPT.step; one token a row, and few tokens in all, go the fast way."""
+        rows, count = ids.shape
+        real = np.arange(count) < n_new.numpy()[:, None]  # (B, T)
+        owner, along = np.nonzero(real)  # (N,) each
+        places = state.lengths.numpy()[owner] + along
+        if (count > 1 and len(owner) > MOST_TOKENS) or places.max(initial=0) >= state.capacity:
             return self.model.step(ids, n_new, state)
-        if ids.shape[0] == 1:
+        if rows == count == len(owner) == 1:
             hidden = self._next_of_one_row(int(ids), state)
-        else:
-            rows = np.arange(ids.shape[0])
-            hidden = self._pass(ids[:, 0], state, rows, state.lengths.numpy(), self.arguments)
+            state.advance(n_new)
+            return hidden.unsqueeze(1)
+        flat = ids[torch.from_numpy(real)]
+        parts = [slice(first, first + MOST_TOKENS) for first in range(0, len(flat), MOST_TOKENS)]
+        passed = [self._pass(flat[part], state, owner[part], places[part], self.arguments) for part in parts]
         state.advance(n_new)
-        return hidden.unsqueeze(1)
+        if len(passed) == 1 and len(flat) == rows * count:
+            return passed[0].view(rows, count, -1)
+        hidden = self.embedding.new_zeros(rows, count, self.embedding.shape[1])
+        hidden[torch.from_numpy(owner), torch.from_numpy(along)] = torch.cat(passed)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> logits (..., V) fp32."""
@@ -422,13 +435,11 @@ class PackedGPT:
         if ahead is not None and hidden.data_ptr() == ahead.hidden[ahead.used - 1].data_ptr() and hidden.dim() == 2:
             return ahead.logits[ahead.used - 1 : ahead.used].clone()
         flat = hidden.reshape(-1, hidden.shape[-1])
-        if len(flat) > MOST_ROWS:
-            return self.model.logits(hidden)
         return self._scores(flat.contiguous(), self.head_weight, UNSCALED).view(*hidden.shape[:-1], -1)
 
     def most_probable(self, hidden: Tensor, excluded: tuple[int, ...]) -> Tensor | None:
         """hidden (B, D) -> the ids (B,) of the greatest logits but the excluded; None where it takes all logits."""
-        if not HAS_VNNI or hidden.shape[-1] % 4 or not 1 < len(hidden) <= MOST_ROWS:
+        if not HAS_VNNI or hidden.shape[-1] % 4 or not 1 < len(hidden) <= MOST_TOKENS:
             return None
         if self.not_asked:
             self.not_asked -= 1

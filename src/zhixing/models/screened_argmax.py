@@ -7,8 +7,9 @@ scale, w' . x' is exact in integers and, by Cauchy and Schwarz,
     |w . x - w' . x'| = |w' . r + e . x| <= |w'| |r| + |e| |x|
 
 so every score lies in an interval known from a quarter of the memory. Only the few whose interval reaches above the
-best lower end can be the greatest; those are multiplied in fp32. The answer is that of the fp32 product (up to the
-rounding of its sums), not an approximation. Measured gain: docs/log.md; `tests/test_screened_argmax.py` holds it.
+best lower end can be the greatest; those are multiplied in fp32, by the very loop that makes all scores of few rows
+(models/few_rows.py). So the answer is that of the fp32 product to the last bit, not an approximation. Measured gain:
+docs/log.md; `tests/test_screened_argmax.py` holds it.
 
 Shapes: B rows, K numbers a row (a multiple of 4), N rows of w. Weights are packed (N / 16, K / 4, 16, 4) int8: a vector
 holds four numbers of sixteen rows, so that one AVX-512 VNNI instruction adds 64 products and nothing is summed across.
@@ -30,7 +31,7 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from zhixing.models.exponential import FAST
-from zhixing.models.few_rows import quantise, use_threads
+from zhixing.models.few_rows import matmul_rows, quantise, use_threads
 
 cgutils: Any = untyped_cgutils
 Array = Any  # np.ndarray inside compiled code
@@ -174,6 +175,7 @@ def _best_of_row(
         low, highest[part] = _ends(y[own], scale[own], sizes[own], errors[own], t, x_error, x_size)
         floor = max(floor, low)
     best, place, tried = np.float32(-np.inf), -1, 0
+    exact = np.empty((1, count), np.float32)
     for part in range(highest.shape[0]):
         if highest[part] < floor:
             continue
@@ -184,11 +186,10 @@ def _best_of_row(
             tried += 1
             if tried > 64 + count * MOST_CANDIDATES:
                 return -1
-            exact = np.float32(0)
-            for k in range(size):
-                exact += w[n, k] * x[k]
-            if exact > best:
-                best, place = exact, n
+            four = n // 4 * 4
+            matmul_rows(w, x.reshape(1, size), exact, four, min(four + 4, count))
+            if exact[0, n] > best:
+                best, place = exact[0, n], n
     return place
 
 
