@@ -258,10 +258,10 @@ def test_what_is_said_last_without_a_reply_is_left_out() -> None:
 
 
 def test_film_lines_are_held_together() -> None:
-    body = ",statement,reply\n" + "".join(f'{n},"so, {n}",no\n' for n in range(150))
+    body = ",statement,reply\n-1,hm,  \n" + "".join(f'{n},"so, {n}",no\n' for n in range(150))
     rows = [json.loads(row) for row in conversion.TEXTS["movie-dialog"](iter([("a.csv", body.encode())]))]
     assert rows[0]["messages"][0] == {"role": "user", "content": "so, 0"}
-    assert [row["group"] for row in rows[98:102]] == ["rows from 0"] * 2 + ["rows from 100"] * 2
+    assert [row["group"] for row in rows[97:101]] == ["rows from 0"] * 2 + ["rows from 100"] * 2
 
 
 def test_a_set_by_name_comes_out_of_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

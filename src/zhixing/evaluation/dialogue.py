@@ -104,8 +104,8 @@ def log_mean_exp(logs: Floats) -> Floats:
 # ---- what needs no model
 
 TFIDF: dict[str, str] = {
-    "tfidf": "TF-IDF of statement and reply",
-    "tfidf_nearest": "TF-IDF with the nearest statement's reply",
+    "tfidf": "TF-IDF, statement and reply",
+    "tfidf_nearest": "TF-IDF, nearest statement's",
 }
 
 

@@ -272,9 +272,11 @@ def _conversation(row: Row, s: DataSettings, counts: ConversationCounts) -> Conv
         setattr(counts, problem.kind, getattr(counts, problem.kind) + 1)
         what, mend = PROBLEM_TEXTS[problem.kind], readers.MEND_SKIP
         raise InputError(what, where=row.where, why=str(problem), mend=mend) from None
-    group, measured = row.values.get("group"), row.values.get("measured")
-    known = isinstance(measured, list) and all(type(n) is int for n in measured)
-    return Conversation(tuple(found), "" if group is None else str(group), tuple(measured) if known else None)
+    group, given = row.values.get("group"), row.values.get("measured")
+    measured: tuple[int, ...] | None = None
+    if isinstance(given, list) and all(type(n) is int for n in given):
+        measured = tuple(given)
+    return Conversation(tuple(found), "" if group is None else str(group), measured)
 
 
 def _refuse_surrogates(text: str, where: str) -> None:

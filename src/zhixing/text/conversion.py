@@ -253,11 +253,13 @@ FILM_LINES = 100  # rows of moviedialog.csv that no split tears apart: they foll
 
 
 def _movie_dialog(members: Members) -> Iterator[bytes]:
-    """Statements and replies from film scripts, in the order of the films."""
+    """Statements and replies from film scripts, in the order of the films, without those of which a side is empty."""
     for _, body in members:
         for number, row in enumerate(csv.DictReader(io.StringIO(body.decode("utf-8"), newline=""))):
-            messages = [{"role": "user", "content": row["statement"]}, {"role": "assistant", "content": row["reply"]}]
-            yield json_line({"messages": messages, "group": f"rows from {number // FILM_LINES * FILM_LINES}"})
+            sides = {"user": row["statement"].strip(), "assistant": row["reply"].strip()}
+            if all(sides.values()):
+                messages = [{"role": role, "content": text} for role, text in sides.items()]
+                yield json_line({"messages": messages, "group": f"rows from {number // FILM_LINES * FILM_LINES}"})
 
 
 TEXTS: dict[str, Callable[[Members], Iterator[bytes]]] = {
