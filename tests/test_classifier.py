@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -175,6 +176,41 @@ def test_texts_that_were_learnt_from_are_counted_beside_the_score(runs: Runs, tm
     assert (
         "exact_duplicates" not in found.facts["data"]["test"] and load(folder).leakage(trained.read(str(other))) is None
     )
+
+
+def test_what_a_label_or_a_text_says_is_only_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A card whose tables hold, no HTML of others, a command that can be pasted, and no colours in a file."""
+    names = {"negative": "<b>po|or</b>", "positive": "g*oo_d\n#"}
+    made = [{"text": "`touch x` $(touch x) \"' " + row["text"], "label": names[row["label"]]} for row in rows(60)]
+    folder = tmp_path / "a run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        patch.setenv("TERM", "xterm")
+        patch.delenv("NO_COLOR", raising=False)
+        train(lay(tmp_path / "made.jsonl", made), folder, *FAMILIES["bag"])
+    said = capsys.readouterr().err
+    assert "\033" not in said
+    command = said.splitlines()[-1].removeprefix("next:  ")
+    words = shlex.split(command)
+    assert words[:3] == ["zhixing", "classify", str(folder)] and words[4:] == ["--explain"]
+    assert words[3] in " ".join(row["text"] for row in made) and "$" in words[3]
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "<b>" not in card and r"\<b\>po\|or\</b\>" in card and r"g\*oo\_d \#" in card
+    assert "seed 0" in card and "| accuracy |" in card
+
+
+def test_bad_records_of_the_test_file_are_counted(runs: Runs, tmp_path: Path) -> None:
+    bad = '{"text": "no label"}\n'
+    test = lay(tmp_path / "test.jsonl", rows(30, seed=1))
+    test.write_text(test.read_text(encoding="utf-8") + bad * 3, encoding="utf-8")
+    source = lay(tmp_path / "train.jsonl", rows(60))
+    settings = (f"task.test={test}", "data.on_bad_record=skip", *FAMILIES["bag"])
+    trained = train(source, tmp_path / "run", *settings)
+    facts = json.loads((tmp_path / "run" / "facts.json").read_text(encoding="utf-8"))["data"]
+    assert (facts["counts"]["bad_records"], facts["test"]["counts"]["bad_records"]) == (0, 3)
+    found, _ = trained.evaluate(str(test))
+    assert found.facts["data"]["test"]["counts"]["bad_records"] == 3
+    assert "counts" not in runs("bag").evaluate()[0].facts["data"]["test"]
 
 
 @pytest.mark.parametrize(

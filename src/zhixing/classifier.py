@@ -18,6 +18,7 @@ import dataclasses
 import io
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,10 +33,19 @@ from torch import Tensor, nn
 
 from zhixing.errors import InputError
 from zhixing.evaluation.calibration import fit_temperature
+from zhixing.evaluation.card import escaped, markdown_table
 from zhixing.evaluation.classification import ClassifierScores
-from zhixing.evaluation.classification_report import text_summary, write_classification_report
-from zhixing.evaluation.classification_result import ClassificationResult, baselines, result_scores
+from zhixing.evaluation.classification_report import (
+    next_commands,
+    shown_interval,
+    shown_value,
+    text_summary,
+    write_classification_report,
+)
+from zhixing.evaluation.classification_result import MAIN_SCORE, ClassificationResult, baselines, result_scores
 from zhixing.evaluation.comparison import Comparison, compare
+from zhixing.evaluation.labels import SCORES
+from zhixing.evaluation.terminal import wants_colour
 from zhixing.explain.average import averaged
 from zhixing.explain.explain import explain, label_scores
 from zhixing.explain.explanation import Explanation, Method
@@ -69,6 +79,7 @@ from zhixing.recipe import Recipe, member_recipes
 from zhixing.run import as_begun, peak_memory, precision_line, recipe_hash, threads_of
 from zhixing.tasks.bag import Bag, train_bag
 from zhixing.tasks.classification import (
+    THRESHOLD,
     OnTooLong,
     Prediction,
     ProblemType,
@@ -108,6 +119,7 @@ from zhixing.training.plan import d_ff, n_kv_heads, native_bf16, usable_cores
 MOST_STEPS = 100_000
 HELD = "validation.npy"  # of a member of an average: its probabilities of the validation texts, before it learnt them
 SIGNATURES = "train.minhash"  # beside the training texts and in their order: numbers that a near repeat shares
+LABELS_TOLD = 60  # in the model card
 NOT_LEARNT = ("report", "personal_data")
 
 
@@ -344,6 +356,8 @@ def _pairs(texts: LabelledTexts) -> list[tuple[str, tuple[str, ...]]]:
 def _train_bag(recipe: Recipe, parts: Parts, run_dir: Path) -> Trained:
     """One bag without the validation texts finds the temperature, then one learns from all of them."""
     b, problem = recipe.bag, parts.problem
+    if recipe.train.max_steps != "auto":
+        say(f"a bag learns in epochs, {b.epochs} of them (bag.epochs): train.max_steps counts for nothing")
     ngrams = NgramSettings(b.words, b.ngrams, b.buckets, b.min_count, b.lowercase, b.once, b.min_chars, b.max_chars)
     training = BagTraining(
         epochs=b.epochs, learning_rate=b.learning_rate, start=b.start, rates=b.rates, rates_power=b.rates_power,
@@ -660,6 +674,7 @@ def _finish(
                 "how": parts.split,
                 "exact_duplicates": parts.leaked.exact,
                 "near_duplicates": parts.leaked.near,
+                **({"counts": dataclasses.asdict(parts.test.counts)} if _own_counts(parts) else {}),
             },
             "counts": dataclasses.asdict(parts.train.counts),
         },
@@ -703,10 +718,14 @@ def _finish(
     write_classification_report(run_dir / "report.html", answers, run_dir=run_dir, scores=scores)
     atomic_write(run_dir / "README.md", _card(run_dir, recipe, parts, scores, written["baselines"], facts))
     write_manifest(run_dir, {"kind": "classifier", "step": result.best_step if result else 0})
-    say(text_summary(answers, scores=scores))
+    say(text_summary(answers, scores=scores, colour=wants_colour(stream=sys.stderr)))
     say(f"done in {duration(seconds)}; look at {run_dir / 'report.html'}")
-    example = json.dumps(parts.test[0].text[:60], ensure_ascii=False)
-    say(f"next:  zhixing classify {run_dir} {example} --explain")
+    say(f"next:  {next_commands(answers, run_dir)[0][1]} --explain")
+
+
+def _own_counts(parts: Parts) -> bool:
+    """Whether the test texts were read for themselves: a part of what was read once shares its counts."""
+    return parts.test.counts is not parts.train.counts
 
 
 def _members_told(recipe: Recipe, stored: StoredClassifier) -> list[dict[str, Any]]:
@@ -725,46 +744,56 @@ def _card(
     others: dict[str, float],
     facts: dict[str, Any],
 ) -> str:
-    """The model card: what it is, what it learnt from, how well it does, and what it is not for."""
-    rows = [f"| {name} | {s.value:.4f} | {s.low:.4f} to {s.high:.4f} |" for name, s in scores.scores.items()]
-    labels = ", ".join(facts["model"]["labels"][:60])
-    told = facts["model"].get("members", [])
-    members = [
-        f"| `members/{m['folder']}` | `{m['recipe']}` | {m['weight']:g} | {m['temperature']:.3f} |" for m in told
+    """The model card: what it is, what it learnt from, how well it does, and what it is not for.
+
+    Labels, names and paths come from outside: they are escaped, or stand in code.
+    """
+    rows = [
+        (name, shown_value(name, score.value), shown_interval(name, score)) for name, score in scores.scores.items()
     ]
+    labels = ", ".join(escaped(label) for label in facts["model"]["labels"][:LABELS_TOLD])
+    left_out = len(facts["model"]["labels"]) - LABELS_TOLD
+    members = [
+        (f"members/{m['folder']}", m["recipe"], f"{m['weight']:g}", f"{m['temperature']:.3f}")
+        for m in facts["model"].get("members", [])
+    ]
+    main = MAIN_SCORE[parts.problem]
+    beside = ", ".join(f"{escaped(name)} {shown_value(main, value)}" for name, value in others.items())
+    calibrated = (
+        ""
+        if parts.problem == "regression"
+        else f"Probabilities are calibrated by a temperature of {facts['run']['temperature']:.3f}. "
+    )
     return "\n".join(
         [
             "---",
             "library_name: zhixing",
             "pipeline_tag: text-classification",
             "---",
-            f"# {run_dir.name}",
+            f"# {escaped(run_dir.name)}",
             "",
             f"A text classifier of the family {recipe.model.family}, trained with zhixing (知行) on"
-            f" {facts['data']['train']['documents']:,} texts of {recipe.data.source!r}. Labels: {labels}.",
+            f" {facts['data']['train']['documents']:,} texts of {escaped(repr(recipe.data.source))}. Labels: {labels}"
+            + (f" and {left_out:,} more." if left_out > 0 else "."),
             "",
             *(
                 [
                     "It answers with the mean of its members' calibrated probabilities. Each is a run of its own:",
                     "",
-                    "| member | recipe | weight | temperature |",
-                    "|---|---|---|---|",
-                    *members,
+                    markdown_table(members, ("member", "recipe", "weight", "temperature")),
                     "",
                 ]
                 if members
                 else []
             ),
-            f"Measured on {len(parts.test):,} test texts ({parts.split}); {parts.leaked.summary()}.",
+            f"Measured on {len(parts.test):,} test texts ({escaped(parts.split)}); {parts.leaked.summary()}."
+            f" The intervals are by bootstrap over texts, seed {scores.seed}.",
             "",
-            "| score | value | 95 % |",
-            "|---|---|---|",
-            *rows,
+            markdown_table(rows, ("score", "value", "95 %")),
             "",
-            "Beside it, without learning: " + ", ".join(f"{k} {v:.4f}" for k, v in others.items()) + ".",
-            "",
-            f"Probabilities are calibrated by a temperature of {facts['run']['temperature']:.3f}. The scores hold for"
-            " texts like those of the test set; nothing was measured on others, nor between groups of people.",
+            *([f"Beside it, without learning: {escaped(SCORES[main][0])} of {beside}.", ""] if others else []),
+            f"{calibrated}The scores hold for texts like those of the test set; nothing was measured on others, nor"
+            " between groups of people.",
             "",
             "```python",
             "import zhixing",
@@ -875,7 +904,7 @@ class Classifier:
         )
         graded, several = self.problem_type == "regression", self.problem_type == "multi_label_classification"
         targets = targets_of(texts, self.labels, self.problem_type).numpy()
-        guesses = p[:, 0] if graded else (p > 0.5).astype(np.int64) if several else p.argmax(axis=1)
+        guesses = p[:, 0] if graded else (p > THRESHOLD).astype(np.int64) if several else p.argmax(axis=1)
         counts = train.label_counts if train is not None else None
         return ClassificationResult(
             [] if graded else list(self.labels),
@@ -896,7 +925,9 @@ class Classifier:
     def evaluate(self, data: str | None = None) -> tuple[ClassificationResult, ClassifierScores]:
         """Measure on labelled texts by name or path; on the run's own test part if not given."""
         texts = self.read(data)
-        result = self.result(texts, facts={"data": {"source": texts.source, "test": self._repeats(data, texts)}})
+        met = {} if data is None else {"counts": dataclasses.asdict(texts.counts)}
+        test = {**self._repeats(data, texts), **met}
+        result = self.result(texts, facts={"data": {"source": texts.source, "test": test}})
         return result, result_scores(result)
 
     def _repeats(self, data: str | None, texts: LabelledTexts) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def render_card(records: RunRecords) -> str:
     """The card as Markdown with its YAML front matter; the same records give the same card."""
     parts = [
         _front_matter(records),
-        f"# {_plain(records.name)}",
-        _plain(about(records)[0]) + " It was trained from scratch with zhixing (知行).",
+        f"# {escaped(records.name)}",
+        escaped(about(records)[0]) + " It was trained from scratch with zhixing (知行).",
         _data(records),
         _scores(records),
         _samples(records),
@@ -95,9 +95,9 @@ def _licence(records: RunRecords) -> str:
 def _data(records: RunRecords) -> str:
     rows = next((rows for title, rows in fact_tables({"data": records.facts.get("data")}) if title[0] == "Data"), [])
     licence = _licence(records)
-    said = f"Licence of the text: {_plain(licence)}." if licence else "The licence of the text is not recorded."
+    said = f"Licence of the text: {escaped(licence)}." if licence else "The licence of the text is not recorded."
     kept = [row for row in rows if row.group[0] != f"{LABELS['counts'][0]} · {LABELS['personal_data'][0]}"]
-    return "\n\n".join(["## Data", said, _table([(row.full_label, row.value) for row in kept])]).strip()
+    return "\n\n".join(["## Data", said, markdown_table([(row.full_label, row.value) for row in kept])]).strip()
 
 
 def _scores(records: RunRecords) -> str:
@@ -110,12 +110,14 @@ def _scores(records: RunRecords) -> str:
     lines = [
         "## Scores",
         f"On the held-out part of its text{size}, which it has not seen; 95 % intervals by bootstrap over passages.",
-        _table([(row.label[0], row.value, row.exact) for row in rows], ("", "score", "95 % interval")),
+        markdown_table([(row.label[0], row.value, row.exact) for row in rows], ("", "score", "95 % interval")),
     ]
     bars = score_bars(records)
     if len(bars) > 1:
         lines.append("Bits per byte beside what needs no learning (lower is better, raw text has 8):")
-        lines.append(_table([(bar.label[0], f"{bar.value:.3f}") for bar in sorted(bars, key=lambda bar: bar.value)]))
+        lines.append(
+            markdown_table([(bar.label[0], f"{bar.value:.3f}") for bar in sorted(bars, key=lambda bar: bar.value)])
+        )
     return "\n\n".join(lines)
 
 
@@ -176,7 +178,7 @@ def _personal_data(records: RunRecords) -> str:
     done = {"mask": "What was found was masked before training.", "report": "What was found was counted and left in."}
     searched = "The text was searched for mail addresses, phone numbers, IP addresses, card numbers and keys."
     said = f"{searched} {done.get(str(setting), '')}".strip()
-    return "\n\n".join(["## Personal data", said, _table(rows) if rows else "Nothing was found."])
+    return "\n\n".join(["## Personal data", said, markdown_table(rows) if rows else "Nothing was found."])
 
 
 def _run(records: RunRecords) -> str:
@@ -186,19 +188,20 @@ def _run(records: RunRecords) -> str:
     tables = fact_tables({"run": {key: run[key] for key in keys if key in run}}) if isinstance(run, dict) else []
     rows = [(row.full_label, row.value) for _, found in tables for row in found]
     more = "Curves, samples and all facts: `report.html`. The recipe that makes this run again: `recipe.toml`."
-    return "\n\n".join(["## Training", *([_table(rows)] if rows else []), more])
+    return "\n\n".join(["## Training", *([markdown_table(rows)] if rows else []), more])
 
 
-def _table(rows: Sequence[tuple[str, ...]], heading: tuple[str, ...] | None = None) -> str:
+def markdown_table(rows: Sequence[tuple[str, ...]], heading: tuple[str, ...] | None = None) -> str:
+    """Rows of cells, each escaped; empty where there are none."""
     if not rows:
         return ""
     heading = heading or ("",) * len(rows[0])
     lines = [heading, ("---",) * len(heading)]
     cells = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join(cells + ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows])
+    return "\n".join(cells + ["| " + " | ".join(escaped(cell) for cell in row) + " |" for row in rows])
 
 
-def _plain(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown takes as it is: on one line, with every mark of Markdown and HTML escaped."""
     return re.sub(r"([\\`*_{}\[\]<>|#~&!])", r"\\\1", " ".join(visible(text).split()))
 
