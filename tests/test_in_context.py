@@ -77,6 +77,7 @@ def test_the_prompt_by_hand(reader: Run) -> None:
     pairs = [("sun", "red"), ("rain", "blue"), ("sun", "red"), ("rain", "blue"), ("fog", "red")]
     prompt = build_prompt(pairs, ("blue", "red"), reader.tokenizer, 64, pattern=PATTERN)
     text = reader.tokenizer.decode(prompt.prefix[1:])
+    assert sorted(prompt.texts) == sorted(line.split(":")[0] for line in text.splitlines())
     assert prompt.examples == 2 and prompt.prefix[0] == reader.tokenizer.eos_id and prompt.cut == 0
     lines = text.splitlines()
     assert lines.count("rain: blue") == 2 and len(lines) == 4 and text.count(" red\n") == 2, "two of each"
@@ -166,7 +167,9 @@ def test_by_the_command_line(tiny_run: Run, tmp_path: Path, capsys: pytest.Captu
     assert [set(answer["probabilities"]) for answer in answers] == [{"a", "b"}] * 2
     assert "1 texts were longer" in captured.err
     assert main(["evaluate", run, str(file), "--examples", str(file), "--json"]) == 0
-    assert "accuracy" in json.loads(capsys.readouterr().out)
+    found = json.loads(capsys.readouterr().out)
+    shown = found["data"]["test"]["exact_duplicates"]  # the examples that it has read are among those it is asked
+    assert "accuracy" in found and shown >= 2 and shown % 2 == 0
     for wrong, message in (
         (["classify", run, "good", "--labels", "a"], "--examples"),
         (["classify", run, "good", "--examples", str(file), "--labels", "a,c"], "no example has the label 'c'"),

@@ -32,7 +32,7 @@ from zhixing.tasks.in_context import (
     label_log_probabilities,
     normalised,
 )
-from zhixing.text.labelled import LabelledSettings, LabelledTexts, check_labels, read_labelled
+from zhixing.text.labelled import LabelledSettings, LabelledText, LabelledTexts, check_labels, leakage, read_labelled
 
 SINGLE: ProblemType = "single_label_classification"
 
@@ -75,7 +75,7 @@ class InContextClassifier:
         return calibrated(logs, self.prior)
 
     def evaluate(self, data: str) -> tuple[ClassificationResult, ClassifierScores]:
-        """Measure on labelled texts by name or path."""
+        """Measure on labelled texts by name or path; those that the examples repeat are counted beside the score."""
         texts = read_labelled(data, LabelledSettings(), part="test")
         _check_single(texts)
         check_labels(self.labels, texts)
@@ -86,12 +86,12 @@ class InContextClassifier:
         """The answers to labelled texts beside what is right."""
         before = self.too_long
         p = self.probabilities([item.text for item in texts])
-        facts = {
-            "data": {
-                "source": texts.source,
-                "test": {"too_long": self.too_long - before, "on_too_long": "truncate"},
-            }
-        }
+        repeats = leakage([LabelledText(text) for text in self.prompt.texts], texts)
+        test = {
+            "exact_duplicates": repeats.exact, "near_duplicates": repeats.near,
+            "too_long": self.too_long - before, "on_too_long": "truncate",
+        }  # fmt: skip
+        facts = {"data": {"source": texts.source, "test": test}}
         return ClassificationResult(
             list(self.labels), targets_of(texts, self.labels, SINGLE).numpy(), p.argmax(axis=1), p,
             [item.text for item in texts], name=self.run.path.name, facts=facts,

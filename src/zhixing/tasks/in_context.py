@@ -60,6 +60,7 @@ class Prompt:
     examples: int  # of each label
     cut: int  # examples that were cut to fit
     room: int  # tokens left for a text
+    texts: tuple[str, ...]  # those of the examples: what the model has read before it answers
 
 
 def parse_pattern(pattern: str) -> Pattern:
@@ -122,6 +123,7 @@ def build_prompt(
     budget = max_len - 1 - max(frame + longest + 1, int(TEXT_SHARE * max_len))  # for examples; 1 is what begins a text
     wanted = per_label or min(MOST_EXAMPLES, len(by_label[least]))
     chosen: list[list[int]] = []
+    shown: list[str] = []
     cut = used = done = 0
     queues = {}
     for label in labels:
@@ -130,6 +132,7 @@ def build_prompt(
     encoded = {label: tokenizer.encode_batch([text_lead + text for text in queue]) for label, queue in queues.items()}
     while done < wanted:
         made: list[list[int]] = []
+        of_texts: list[str] = []
         left = budget - used
         for place, label in enumerate(labels):
             own = frame + len(label_ids[number[label]])
@@ -146,11 +149,13 @@ def build_prompt(
             else:
                 ids = queue[fits]
             del queue[fits]
+            of_texts.append(queues[label].pop(fits))
             made.append([*before, *ids, *between, *label_ids[number[label]]])
             left -= own + len(ids)
         if len(made) < len(labels):
             break
         chosen += made
+        shown += of_texts
         used, done = budget - left, done + 1
     if done < max(1, per_label):
         raise InputError(
@@ -162,7 +167,7 @@ def build_prompt(
     for i in draw.permutation(len(chosen)):
         prefix += chosen[i]
     room = max_len - len(prefix) - frame - longest
-    return Prompt(prefix, between, before, text_lead, tuple(labels), label_ids, done, cut, room)
+    return Prompt(prefix, between, before, text_lead, tuple(labels), label_ids, done, cut, room, tuple(shown))
 
 
 @torch.inference_mode()
