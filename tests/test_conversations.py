@@ -186,6 +186,9 @@ def test_no_held_out_exchange_repeats_training() -> None:
     assert report.repeats > 0 and str(report.repeats) in report.summary()
     again = split_conversations(conversations(items), 0.2, seed=3)
     assert again[1].fingerprint() == held.fingerprint()
+    _, quick, told = split_conversations(conversations(items), 0.2, seed=3, near=False)
+    assert told.near == 0 and told.repeats == report.repeats
+    assert {item.messages for item in held} <= {item.messages for item in quick}
     other = split_conversations(conversations(items), 0.2, seed=4)
     assert other[1].fingerprint() != held.fingerprint()
 

@@ -29,8 +29,8 @@ from zhixing.files import verify_manifest
 from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.recipe import parse_recipe
 from zhixing.tasks.chat_template import DEFAULT_TEMPLATE
-from zhixing.tasks.dialogue import reply_log_probabilities, shorter_histories, training_turns
-from zhixing.text.conversations import Message, read_conversations
+from zhixing.tasks.dialogue import joined_turns, reply_log_probabilities, shorter_histories, training_turns
+from zhixing.text.conversations import Conversation, Message, read_conversations
 
 NAMES = ["anna", "ben", "carl", "dora", "emil", "fritz", "gina", "hans", "ida", "jan", "karl", "lena"]
 PLACES = ["rome", "paris", "bern", "oslo", "kiev", "bonn", "nice", "york", "lima", "graz", "linz", "cork"]
@@ -200,6 +200,15 @@ def test_long_conversations_are_learnt_in_windows_of_whole_turns(run: Chat) -> N
         run.tokenizer, DEFAULT_TEMPLATE, [[Message("user", "x " * 99), Message("assistant", "y")]], 64
     )
     assert (len(alone.rows), alone.left_out) == (0, 1)
+
+
+def test_conversations_of_a_group_are_read_one_after_another(run: Chat) -> None:
+    talk = (Message("user", "is ida at york?"), Message("assistant", "yes"))
+    (alone,) = training_turns(run.tokenizer, DEFAULT_TEMPLATE, [talk], 64).rows
+    items = [Conversation(talk, group) for group in ("a", "a", "a", "b", "", "")]
+    size = len(alone.ids)
+    rows = joined_turns(run.tokenizer, DEFAULT_TEMPLATE, items, 2 * size)
+    assert rows == [alone.ids * 2, alone.ids, alone.ids, alone.ids, alone.ids]
 
 
 # ---- other ways to train

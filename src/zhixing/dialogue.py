@@ -57,6 +57,7 @@ from zhixing.tasks.chat_template import CONTROLS, DEFAULT_TEMPLATE
 from zhixing.tasks.dialogue import (
     Reply,
     Speaker,
+    joined_turns,
     reply_log_probabilities,
     shorter_histories,
     source_pairs,
@@ -129,7 +130,7 @@ def prepare(recipe: Recipe, run_dir: Path) -> Parts:
         train, test, report = split_conversations(every, d.heldout_fraction, seed)
         how = report.summary()
     say(how)
-    train, validation, _ = split_conversations(train, recipe.task.validation_fraction, seed + 1)
+    train, validation, _ = split_conversations(train, recipe.task.validation_fraction, seed + 1, near=False)
     say(f"{len(train):,} conversations to learn from, {len(validation):,} choose the best step, {len(test):,} to test")
     return Parts(train, validation, test, how)
 
@@ -326,8 +327,7 @@ def _pretrain(model: GPT, tokenizer: Tokenizer, recipe: Recipe, parts: Parts, ru
     else:
         sides = []
         for part in (parts.train, parts.validation):
-            turns = training_turns(tokenizer, DEFAULT_TEMPLATE, [c.messages for c in part], model.settings.max_len)
-            rows = [row.ids for row in turns.rows]
+            rows = joined_turns(tokenizer, DEFAULT_TEMPLATE, part.items, model.settings.max_len)
             every = [[True] * len(ids) for ids in rows]
             sides.append(LearntRows(rows, every, pad_id=tokenizer.pad_id, budget=t.max_tokens_per_batch, seed=t.seed))
         train, heldout = sides

@@ -29,7 +29,7 @@ from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 from zhixing.tasks.chat_template import Turns, encode_chat, encode_turns, end_ids
 from zhixing.tasks.generation import Completion, generate_from, stream_from
-from zhixing.text.conversations import Exchange, Message
+from zhixing.text.conversations import Conversation, Exchange, Message
 from zhixing.tokens.paired import padded, pair_batch
 from zhixing.tokens.tokenizer import Tokenizer
 
@@ -144,6 +144,27 @@ def training_turns(
             first = last
         windowed += made > 0
     return TrainingTurns(found, windowed, left_out)
+
+
+def joined_turns(
+    tokenizer: Tokenizer, template: str, conversations: Sequence[Conversation], max_len: int
+) -> list[list[int]]:
+    """Rows of at most max_len + 1 ids in which conversations of one group follow one another, as they do in the file.
+
+    For language modelling before replies are learnt: what is said in one exchange of a film recurs in the next, and a
+    model that sees several at once learns to look back. Of a conversation that is too long the beginning is taken.
+    """
+    rows: list[list[int]] = []
+    before = ""
+    each = encode_turns(tokenizer, template, [item.messages for item in conversations])
+    for item, turns in zip(conversations, each, strict=True):
+        ids = turns.ids[: max_len + 1]
+        if rows and item.group and item.group == before and len(rows[-1]) + len(ids) <= max_len + 1:
+            rows[-1] += ids
+        else:
+            rows.append(list(ids))
+        before = item.group
+    return rows
 
 
 def source_pairs(speaker: Speaker, exchanges: Sequence[Exchange]) -> tuple[list[list[int]], list[list[int]], int]:

@@ -418,14 +418,14 @@ class ConversationSplit:
 
 
 def split_conversations(
-    conversations: Conversations, heldout_fraction: float, seed: int
+    conversations: Conversations, heldout_fraction: float, seed: int, *, near: bool = True
 ) -> tuple[Conversations, Conversations, ConversationSplit]:
     """Training and held-out conversations: a pure function of the conversations, the fraction and the seed.
 
     A group goes to one side whole, and so do conversations without one that begin with the same statement. Exchanges
     held out of which the statement or the reply is one of training, word for word or nearly, are not measured: what is
     common ("What?", "I don't know.") is in training, and would measure nothing. A conversation with nothing left to
-    measure goes. InputError: nothing to hold out.
+    measure goes. `near` looks for those nearly said too (half a minute for 60,000). InputError: nothing to hold out.
     """
     if not 0 < heldout_fraction < 1:
         raise InputError(
@@ -444,17 +444,17 @@ def split_conversations(
         )
     out = _drawn(units, heldout_fraction * len(conversations), seed)
     train = conversations.pick(i for i in range(len(conversations)) if i not in out)
-    left, repeats, near = measurable(train, conversations.pick(sorted(out)))
+    left, repeats, nearly = measurable(train, conversations.pick(sorted(out)), near=near)
     if not left:
         raise InputError(
             "no conversation is left to hold out",
             where=conversations.name,
-            why=f"training says what their {repeats + near:,} exchanges say",
+            why=f"training says what their {repeats + nearly:,} exchanges say",
             mend="give conversations that differ more, another seed or a larger heldout_fraction",
         )
     groups = len({item.group for item in conversations} - {""})
     count = len(left.exchanges())
-    return train, left, ConversationSplit(len(train), len(left), count, repeats, near, groups)
+    return train, left, ConversationSplit(len(train), len(left), count, repeats, nearly, groups)
 
 
 def _drawn(units: dict[str, list[int]], wanted: float, seed: int) -> set[int]:
@@ -471,18 +471,25 @@ def _drawn(units: dict[str, list[int]], wanted: float, seed: int) -> set[int]:
     return out or set(smallest)
 
 
-def measurable(train: Conversations, held: Conversations) -> tuple[Conversations, int, int]:
+def measurable(train: Conversations, held: Conversations, *, near: bool = True) -> tuple[Conversations, int, int]:
     """The held-out conversations with something to measure; exchanges that training repeats, and nearly repeats."""
     places = [(number, n) for number, item in enumerate(held) for n in range(len(exchanges(item)))]
-    repeats, near = repeated_pairs(_as_pairs(train.exchanges()), _as_pairs(held.exchanges()))
+    asked = held.exchanges()
+    if near:
+        repeats, nearly = repeated_pairs(_as_pairs(train.exchanges()), _as_pairs(asked))
+    else:
+        known = {_plain(e.statement) for e in train.exchanges()}, {_plain(e.reply) for e in train.exchanges()}
+        said = enumerate(asked)
+        repeats = {i for i, e in said if _plain(e.statement) in known[0] or _plain(e.reply) in known[1]}
+        nearly = set()
     measured: dict[int, list[int]] = {}
     for i, (number, n) in enumerate(places):
-        if i not in repeats and i not in near:
+        if i not in repeats and i not in nearly:
             own = held[number].measured
             measured.setdefault(number, []).append(n if own is None else own[n])
     left = held.pick(measured)
     items = [replace(item, measured=tuple(kept)) for item, kept in zip(left, measured.values(), strict=True)]
-    return replace(left, items=items), len(repeats), len(near)
+    return replace(left, items=items), len(repeats), len(nearly)
 
 
 def _as_pairs(said: Sequence[Exchange]) -> Pairs:
