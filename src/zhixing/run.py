@@ -145,8 +145,9 @@ def asked_recipe(source: str, overrides: list[str]) -> Recipe:
     text = f"[data]\nsource = {toml_value(source)}\n"
     recipe = parse_recipe(text, source, overrides)
     size = _text_size(path) if os.path.lexists(path) else 0
-    if (
-        0 < size < 300_000 and recipe.task.kind not in (*PAIR_TASKS, "dialogue")
+    if 0 < size < 300_000 and recipe.task.kind not in (
+        *PAIR_TASKS,
+        "dialogue",
     ):  # so little text needs, and can teach, only a very small model
         small = [
             "model.d_model=128",
