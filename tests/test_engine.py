@@ -188,7 +188,8 @@ def requests_of(family: str, ids: list[int], chance: random.Random, count: int) 
     return found
 
 
-SLOWLY = [pytest.param(name, marks=pytest.mark.slow) if "without" in name else name for name in FAMILIES]
+OFTEN = ("qwen3", "lstm", "marian")  # the others in make test-all: 64 requests of each take half a minute
+SLOWLY = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 
 
 @pytest.mark.parametrize("family", SLOWLY)
