@@ -53,7 +53,7 @@ def lstm(attention: str) -> LSTMTranslator:
 
 FAMILIES: dict[str, tuple[Callable[[], Model], float, int, int]] = {  # model, highest rate, steps, tokens of a batch
     "marian": (marian, 3e-3, 300, 600),
-    "t5": (t5, 5e-3, 500, 1_000),
+    "t5": (t5, 5e-3, 700, 1_000),
     "lstm-luong": (lambda: lstm("luong"), 1e-2, 350, 600),
     "lstm-bahdanau": (lambda: lstm("bahdanau"), 1e-2, 300, 600),
 }

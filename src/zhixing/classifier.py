@@ -76,7 +76,15 @@ from zhixing.models.lstm import LSTMClassifier, LSTMClassifierSettings
 from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
 from zhixing.progress import Progress, duration, quantity, say
 from zhixing.recipe import Recipe, member_recipes
-from zhixing.run import as_begun, peak_memory, precision_line, recipe_hash, threads_of
+from zhixing.run import (
+    MOST_STEPS,
+    as_begun,
+    finished_folder,
+    peak_memory,
+    precision_line,
+    recipe_hash,
+    threads_of,
+)
 from zhixing.tasks.bag import Bag, train_bag
 from zhixing.tasks.classification import (
     THRESHOLD,
@@ -116,7 +124,6 @@ from zhixing.training.optimizers import layer_rates, make_optimizers
 from zhixing.training.parallel import Parallel
 from zhixing.training.plan import d_ff, n_kv_heads, native_bf16, usable_cores
 
-MOST_STEPS = 100_000
 HELD = "validation.npy"  # of a member of an average: its probabilities of the validation texts, before it learnt them
 SIGNATURES = "train.minhash"  # beside the training texts and in their order: numbers that a near repeat shares
 LABELS_TOLD = 60  # in the model card
@@ -1115,12 +1122,7 @@ class Sentiment:
 
 def load_classifier(path: str | Path) -> Classifier:
     """A trained classifier, or a BERT or DistilBERT one of transformers."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(f"there is no run {str(path)!r}", mend="give the folder that `zhixing train` printed")
-    if not (folder / "config.json").exists() and (folder / "recipe.toml").exists():
-        mend = f"go on with it: zhixing train ... --out {folder} --resume"
-        raise InputError("this run is not finished", where=str(folder), mend=mend)
+    folder = finished_folder(path)
     if not is_classifier(folder):
         raise InputError("this is no classifier", where=str(folder), mend="give the run of a classification recipe")
     torch.set_num_threads(usable_cores())

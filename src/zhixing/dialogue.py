@@ -51,7 +51,16 @@ from zhixing.models.gpt import GPT
 from zhixing.models.lora import LoRASettings, add_lora, merge, remove_lora
 from zhixing.progress import Progress, duration, quantity, say
 from zhixing.recipe import DataSettings, Recipe, parse_recipe
-from zhixing.run import as_begun, build_model, peak_memory, precision_line, recipe_hash, threads_of
+from zhixing.run import (
+    as_begun,
+    build_model,
+    finished_folder,
+    peak_memory,
+    precision_line,
+    recipe_hash,
+    resolve_batches,
+    threads_of,
+)
 from zhixing.seq2seq import build_seq2seq
 from zhixing.tasks.chat_template import CONTROLS, DEFAULT_TEMPLATE
 from zhixing.tasks.dialogue import (
@@ -87,9 +96,8 @@ from zhixing.training.memory import give_back, keep_memory
 from zhixing.training.objectives import learnt_tokens, next_token, target_given_source
 from zhixing.training.optimizers import make_optimizers
 from zhixing.training.parallel import Parallel
-from zhixing.training.plan import MATMUL_SHARE, matmul_speed, native_bf16, usable_cores
+from zhixing.training.plan import expected_seconds, matmul_speed, native_bf16, usable_cores
 
-MOST_STEPS = 100_000
 MOST_RANKED = 1000  # test exchanges whose true reply is ranked among others
 MOST_WRITTEN = 300  # test exchanges that are replied to
 PRIOR_STATEMENTS = 8  # over which p(r) is the mean of p(r | x)
@@ -156,7 +164,7 @@ def train_dialogue(asked: Recipe, run_dir: Path, resume: bool, parallel: Paralle
     model = _network(recipe, tokenizer, generator)
     speaker = Speaker(model, tokenizer, DEFAULT_TEMPLATE)
     train, validation = (_batches(recipe, speaker, part) for part in (parts.train, parts.validation))
-    recipe = _resolved(recipe, len(train))
+    recipe = resolve_batches(recipe, len(train))
     bf16 = recipe.train.bf16 is True
     say(_plan(model, recipe, train, bf16))
     say(precision_line(asked, bf16, compiled=False))
@@ -344,27 +352,6 @@ def _pretrain(model: GPT, tokenizer: Tokenizer, recipe: Recipe, parts: Parts, ru
     take_best(model, result, folder)
 
 
-def _resolved(recipe: Recipe, batches: int) -> Recipe:
-    """Every "auto" as a value."""
-    t = recipe.train
-    wanted = math.ceil(t.num_train_epochs * batches / t.gradient_accumulation_steps)
-    steps: int = min(MOST_STEPS, max(20, wanted)) if t.max_steps == "auto" else t.max_steps
-    often = max(1, math.ceil(steps / 20))
-    return replace(
-        recipe,
-        train=replace(
-            t,
-            max_steps=steps,
-            warmup_steps=min(t.warmup_steps, steps // 5),  # else a small set would be over before it is warm
-            eval_steps=often if t.eval_steps == "auto" else t.eval_steps,
-            save_steps=often if t.save_steps == "auto" else t.save_steps,
-            bf16=native_bf16() if t.bf16 == "auto" else t.bf16,
-            compile=False,
-            threads=torch.get_num_threads(),
-        ),
-    )
-
-
 def _plan(model: Any, recipe: Recipe, batches: Batches, bf16: bool) -> str:
     """What the run will need, as lines for a terminal: 6 FLOPs a parameter and token."""
     t = recipe.train
@@ -374,9 +361,7 @@ def _plan(model: Any, recipe: Recipe, batches: Batches, bf16: bool) -> str:
     total = sum(p.numel() for p in model.parameters())
     pretraining = recipe.task.pretrain_steps * t.max_tokens_per_batch
     flops = 6 * total * (epochs * batches.n_tokens + pretraining)
-    speed = matmul_speed("bfloat16" if bf16 else "float32")
-    narrow = math.sqrt(min(1.0, recipe.model.d_model / 256))  # narrow products wait for memory and for Python
-    low, high = flops / speed / MATMUL_SHARE[1], flops / speed / MATMUL_SHARE[0] / narrow
+    low, high = expected_seconds(flops, recipe.model.d_model, matmul_speed("bfloat16" if bf16 else "float32"))
     return "\n".join(
         f"{label:<11}{value}"
         for label, value in (
@@ -823,12 +808,7 @@ def _fitted(speaker: Speaker, messages: Sequence[Message], room: int) -> list[in
 
 def load_dialogue(path: str | Path) -> Chat:
     """A trained chat model, or a folder of transformers in a layout we know that has a chat template."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(f"there is no run {str(path)!r}", mend="give the folder that `zhixing train` printed")
-    if not (folder / "config.json").exists() and (folder / "recipe.toml").exists():
-        mend = f"go on with it: zhixing train ... --out {folder} --resume"
-        raise InputError("this run is not finished", where=str(folder), mend=mend)
+    folder = finished_folder(path)
     if not is_chat(folder):
         raise InputError("this model has no chat template", where=str(folder), mend="give the run of a chat recipe")
     torch.set_num_threads(usable_cores())

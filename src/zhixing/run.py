@@ -86,6 +86,7 @@ from zhixing.training.plan import (
 )
 from zhixing.training.runlock import die_with_parent, run_lock
 
+MOST_STEPS = 100_000  # that "auto" comes to, where epochs say how long
 COMPILE_SECONDS = 40  # what torch.compile costs before the first step
 DEMO_STEPS = {"austen": 220, "tang": 90}  # recipes, and their steps on two cores that multiply at DEMO_SPEED
 DEMO_SPEED = 140e9  # FLOP/s
@@ -738,17 +739,42 @@ class Run:
         return int(settings.max_len)
 
 
-def load(path: str | Path) -> Run:
-    """A trained run, or any transformers folder in a layout we know (gpt2, llama, qwen3)."""
+def resolve_batches(recipe: Recipe, batches: int) -> Recipe:
+    """Every "auto" of [train] as a value; an epoch has so many batches, of as many texts as their lengths allow."""
+    t = recipe.train
+    wanted = math.ceil(t.num_train_epochs * batches / t.gradient_accumulation_steps)
+    steps: int = min(MOST_STEPS, max(20, wanted)) if t.max_steps == "auto" else t.max_steps
+    often = max(1, math.ceil(steps / 20))
+    return replace(
+        recipe,
+        train=replace(
+            t,
+            max_steps=steps,
+            warmup_steps=min(t.warmup_steps, steps // 5),  # else a small set would be over before it is warm
+            eval_steps=often if t.eval_steps == "auto" else t.eval_steps,
+            save_steps=often if t.save_steps == "auto" else t.save_steps,
+            bf16=native_bf16() if t.bf16 == "auto" else t.bf16,
+            compile=False,
+            threads=torch.get_num_threads(),
+        ),
+    )
+
+
+def finished_folder(path: str | Path) -> Path:
+    """The folder of a run. InputError where there is none, or where its training has not come to its end."""
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(f"there is no run {str(path)!r}", mend="give the folder that `zhixing train` printed")
-    if not (folder / "config.json").exists() and (folder / "checkpoints").exists():
-        raise InputError(
-            "this run is not finished",
-            where=str(folder),
-            mend=f"go on with it: zhixing train ... --out {folder} --resume",
-        )
+    begun = (folder / "recipe.toml").exists() or (folder / "checkpoints").exists()
+    if begun and not (folder / "config.json").exists():
+        mend = f"go on with it: zhixing train ... --out {folder} --resume"
+        raise InputError("this run is not finished", where=str(folder), mend=mend)
+    return folder
+
+
+def load(path: str | Path) -> Run:
+    """A trained run, or any transformers folder in a layout we know (gpt2, llama, qwen3)."""
+    folder = finished_folder(path)
     if is_classifier(folder):
         mend = f"zhixing classify {folder} TEXT"
         raise InputError("this run is a classifier, it writes no text", where=str(folder), mend=mend)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +46,15 @@ from zhixing.models.marian import Marian, MarianSettings
 from zhixing.models.t5 import T5, T5Settings
 from zhixing.progress import Progress, duration, quantity, say
 from zhixing.recipe import Recipe, pair_set, pair_sets, parse_recipe
-from zhixing.run import as_begun, peak_memory, precision_line, recipe_hash, threads_of
+from zhixing.run import (
+    as_begun,
+    finished_folder,
+    peak_memory,
+    precision_line,
+    recipe_hash,
+    resolve_batches,
+    threads_of,
+)
 from zhixing.tasks.rewriting import OnTooLong, Written, fit_sources, summarize, translate, write_each
 from zhixing.text.pairs import (
     SIDES,
@@ -67,10 +74,9 @@ from zhixing.training.memory import keep_memory
 from zhixing.training.objectives import target_given_source
 from zhixing.training.optimizers import make_optimizers
 from zhixing.training.parallel import Parallel
-from zhixing.training.plan import MATMUL_SHARE, d_ff, matmul_speed, native_bf16, usable_cores
+from zhixing.training.plan import d_ff, expected_seconds, matmul_speed, native_bf16, usable_cores
 from zhixing.training.spans import CorruptedTexts
 
-MOST_STEPS = 100_000
 MOST_NEW_TOKENS = 512
 LANGUAGES_SHOWN = 20
 SENTINELS = 100  # of a t5, behind the tokenizer's ids: what stands for a span that is left out
@@ -191,7 +197,7 @@ def train_seq2seq(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel
     ]
     torch.manual_seed(seed + 1)  # dropout's noise; initialisation has a generator of its own
     model = build_seq2seq(recipe, tokenizer, torch.Generator().manual_seed(seed))
-    recipe = _resolved(recipe, len(sides[0]))
+    recipe = resolve_batches(recipe, len(sides[0]))
     bf16 = recipe.train.bf16 is True
     say(_plan(model, recipe, sides[0], bf16))
     say(precision_line(asked, bf16, compiled=False))
@@ -375,27 +381,6 @@ def build_seq2seq(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generat
     )
 
 
-def _resolved(recipe: Recipe, batches: int) -> Recipe:
-    """Every "auto" as a value."""
-    t = recipe.train
-    wanted = math.ceil(t.num_train_epochs * batches / t.gradient_accumulation_steps)
-    steps: int = min(MOST_STEPS, max(20, wanted)) if t.max_steps == "auto" else t.max_steps
-    often = max(1, math.ceil(steps / 20))
-    return replace(
-        recipe,
-        train=replace(
-            t,
-            max_steps=steps,
-            warmup_steps=min(t.warmup_steps, steps // 5),  # else a small set would be over before it is warm
-            eval_steps=often if t.eval_steps == "auto" else t.eval_steps,
-            save_steps=often if t.save_steps == "auto" else t.save_steps,
-            bf16=native_bf16() if t.bf16 == "auto" else t.bf16,
-            compile=False,
-            threads=torch.get_num_threads(),
-        ),
-    )
-
-
 def _plan(model: Seq2Seq, recipe: Recipe, batches: PairedTexts, bf16: bool) -> str:
     """What the run will need, as lines for a terminal: 6 FLOPs a parameter and token that goes through it."""
     t = recipe.train
@@ -406,9 +391,7 @@ def _plan(model: Seq2Seq, recipe: Recipe, batches: PairedTexts, bf16: bool) -> s
     epochs = steps * t.gradient_accumulation_steps / len(batches)
     read = batches.n_tokens - batches.n_targets
     flops = 6 * epochs * (encoder * read + decoder * batches.n_targets)
-    speed = matmul_speed("bfloat16" if bf16 else "float32")
-    narrow = math.sqrt(min(1.0, recipe.model.d_model / 256))  # narrow products wait for memory and for Python
-    low, high = flops / speed / MATMUL_SHARE[1], flops / speed / MATMUL_SHARE[0] / narrow
+    low, high = expected_seconds(flops, recipe.model.d_model, matmul_speed("bfloat16" if bf16 else "float32"))
     total = sum(p.numel() for p in model.parameters())
     return "\n".join(
         f"{label:<11}{value}"
@@ -441,6 +424,8 @@ def _finish(
     run.num_beams, run.length_penalty = recipe.eval.num_beams, recipe.eval.length_penalty
     outputs = run.write_pairs(parts.test)
     decoding = time.perf_counter() - began
+    if run.too_long:
+        say(f"{run.too_long:,} test texts are longer than the model reads: their beginnings are measured")
     scores = run.scores(parts.test, outputs, train=parts.train, seed=recipe.train.seed)
     examples = [
         {"source": pair.source, "reference": pair.target, "output": output, "group": pair.group}
@@ -452,7 +437,7 @@ def _finish(
             "source": recipe.data.source or parts.train.name,
             "train": {"pairs": len(parts.train)},
             "validation": {"pairs": len(parts.validation)},
-            "test": {"pairs": len(parts.test), "how": parts.split},
+            "test": {"pairs": len(parts.test), "too_long": run.too_long, "how": parts.split},
             "counts": dataclasses.asdict(parts.train.counts),
             **({"directions": found} if (found := _directions(parts)) else {}),
         },
@@ -775,7 +760,8 @@ class _Writer:
         for language, asked in self._by_language(sources, target_language).items():
             reader = self.tokenizer.for_language(language)
             texts = [text for _, text in asked]
-            fitted, _ = fit_sources(reader, texts, self.model.longest_source, "truncate")
+            fitted, too_long = fit_sources(reader, texts, self.model.longest_source, "truncate")
+            self.too_long += too_long
             short = [parts[0] if parts else "" for parts in fitted]
             found = write_each(self.decoder, reader, short, self.settings())
             for (number, _), best in zip(asked, found, strict=True):
@@ -900,12 +886,7 @@ def _kind(task: Task) -> type[Translator] | type[Summarizer]:
 
 def load_seq2seq(path: str | Path) -> Translator | Summarizer:
     """A trained run, or a Marian or T5 folder of transformers with a tokenizer that we read."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(f"there is no run {str(path)!r}", mend="give the folder that `zhixing train` printed")
-    if not (folder / "config.json").exists() and (folder / "recipe.toml").exists():
-        mend = f"go on with it: zhixing train ... --out {folder} --resume"
-        raise InputError("this run is not finished", where=str(folder), mend=mend)
+    folder = finished_folder(path)
     if not is_seq2seq(folder):
         raise InputError("this model does not read one text and write another", where=str(folder))
     torch.set_num_threads(usable_cores())

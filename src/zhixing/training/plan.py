@@ -36,6 +36,13 @@ PASSING = 0.65  # of the activations: what backward makes on its way, and the ga
 MATMUL_SHARE = (0.25, 0.8)  # of the speed of one large product, what whole steps reach at a width of 256 and more
 
 
+def expected_seconds(flops: float, d_model: int, flops_per_second: float) -> tuple[float, float]:
+    """The least and the most seconds that so many FLOPs of products take; flops_per_second: of a large product."""
+    narrow = math.sqrt(min(1.0, d_model / 256))  # narrow products wait for memory and for Python
+    least = flops / flops_per_second
+    return least / MATMUL_SHARE[1], least / (MATMUL_SHARE[0] * narrow)
+
+
 def n_kv_heads(model: ModelSettings) -> int:
     """Key and value heads, with `auto` resolved."""
     return model.n_heads if model.n_kv_heads == "auto" else model.n_kv_heads
@@ -287,9 +294,8 @@ def plan_run(
     if flops_per_second:
         evaluations = math.ceil(steps / train.eval_steps) if train.eval_steps != "auto" else 20
         looked_at = evaluations * recipe.eval.max_sequences * model.max_len  # tokens, forward only: a third of the work
-        least = (steps * a_step + looked_at / 3) * flops / (flops_per_second * processes)
-        small = math.sqrt(min(1.0, model.d_model / 256))  # narrow products wait for memory and for Python
-        seconds = (least / MATMUL_SHARE[1], least / (MATMUL_SHARE[0] * small))
+        every = (steps * a_step + looked_at / 3) * flops
+        seconds = expected_seconds(every, model.d_model, flops_per_second * processes)
     return Plan(
         recipe=recipe,
         vocab_size=vocab_size,
