@@ -25,7 +25,9 @@ CHROMIUM = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
-def pytest_configure() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A test that trains with other threads must not leave them to the next: two such processes wait for each other."""
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

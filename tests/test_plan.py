@@ -208,12 +208,6 @@ def test_flags_and_memory_are_read(tmp_path: Path) -> None:
     assert plan.memory_available(meminfo, tmp_path) == 3000 * 1024
 
 
-def test_cores(tmp_path: Path) -> None:
-    assert plan.usable_cores(tmp_path / "none") >= 1
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert plan.usable_cores(tmp_path / "cpu.max") == 1
-
-
 def test_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "a-compiler-that-is-not-there")
     assert plan.compiler_available() is None

@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from zhixing.cores import default_threads
 from zhixing.errors import InputError
 from zhixing.evaluation.calibration import fit_temperature
 from zhixing.evaluation.card import escaped, markdown_table
@@ -112,7 +113,7 @@ from zhixing.text.labelled import (
     split_labelled,
 )
 from zhixing.tokens.bucketed import BucketedTexts
-from zhixing.tokens.ngrams import NgramSettings, NgramVocabulary, available_threads
+from zhixing.tokens.ngrams import NgramSettings, NgramVocabulary
 from zhixing.tokens.shards import open_shards, write_shards
 from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
 from zhixing.training.checkpoint import list_steps
@@ -122,7 +123,7 @@ from zhixing.training.memory import return_memory
 from zhixing.training.objectives import IGNORED, label_texts
 from zhixing.training.optimizers import layer_rates, make_optimizers
 from zhixing.training.parallel import Parallel
-from zhixing.training.plan import d_ff, n_kv_heads, native_bf16, usable_cores
+from zhixing.training.plan import d_ff, n_kv_heads, native_bf16
 
 HELD = "validation.npy"  # of a member of an average: its probabilities of the validation texts, before it learnt them
 SIGNATURES = "train.minhash"  # beside the training texts and in their order: numbers that a near repeat shares
@@ -879,7 +880,7 @@ class Classifier:
         if isinstance(stored.reader, NgramVocabulary):
             assert isinstance(stored.model, BagClassifier)
             features = stored.reader.features(texts)
-            threads = available_threads() if len(texts) > 512 else 1
+            threads = default_threads() if len(texts) > 512 else 1
             found = predict_bag(stored.model.weights(), features.ids, features.starts, threads)
             return _as_logits(found, stored.model.settings.problem)
         assert stored.reader is not None
@@ -1125,7 +1126,7 @@ def load_classifier(path: str | Path) -> Classifier:
     folder = finished_folder(path)
     if not is_classifier(folder):
         raise InputError("this is no classifier", where=str(folder), mend="give the run of a classification recipe")
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(default_threads())
     stored = read_classifier(folder)
     classifier = Classifier(folder, stored)
     if classifier.recipe is not None:

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from zhixing import __version__
+from zhixing.cores import default_threads
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 from zhixing.evaluation.dialogue import (
@@ -96,7 +97,7 @@ from zhixing.training.memory import give_back, keep_memory
 from zhixing.training.objectives import learnt_tokens, next_token, target_given_source
 from zhixing.training.optimizers import make_optimizers
 from zhixing.training.parallel import Parallel
-from zhixing.training.plan import expected_seconds, matmul_speed, native_bf16, usable_cores
+from zhixing.training.plan import expected_seconds, matmul_speed, native_bf16
 
 MOST_RANKED = 1000  # test exchanges whose true reply is ranked among others
 MOST_WRITTEN = 300  # test exchanges that are replied to
@@ -811,7 +812,7 @@ def load_dialogue(path: str | Path) -> Chat:
     folder = finished_folder(path)
     if not is_chat(folder):
         raise InputError("this model has no chat template", where=str(folder), mend="give the run of a chat recipe")
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(default_threads())
     chat = Chat(folder, read_chat(folder))
     ranking = folder / "data" / "ranking.json"
     if ranking.is_file():

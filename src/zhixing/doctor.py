@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from zhixing.cores import usable_cores
 from zhixing.progress import quantity
 from zhixing.recipe import recipe_names
 from zhixing.text.catalogue import cache_folder
@@ -27,7 +28,6 @@ from zhixing.training.plan import (
     memory_total,
     native_bf16,
     processor_flags,
-    usable_cores,
 )
 
 OLDEST_PYTHON = (3, 11)

@@ -159,7 +159,9 @@ class TrainSettings:
     label_smoothing_factor: float = 0.0
     bf16: bool | Auto = "auto"  # auto: where the processor multiplies bf16 itself
     compile: bool | Auto = "auto"  # auto: where a compiler is there and the run is long enough to repay it
-    threads: int | Auto = "auto"  # of this process; auto: cores / processes
+    threads: int | Auto = (
+        "auto"  # of this process; auto: OMP_NUM_THREADS, else cores; of several processes, cores / them
+    )
     seed: int = 0
     logging_steps: int = 10
     eval_steps: int | Auto = "auto"  # auto: twenty times a run

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zhixing import __version__
+from zhixing.cores import default_threads, usable_cores
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 from zhixing.evaluation.baselines import count_ids, unigram_bits_per_byte, xz_bits_per_byte
@@ -82,7 +83,6 @@ from zhixing.training.plan import (
     native_bf16,
     plan_run,
     step_count,
-    usable_cores,
 )
 from zhixing.training.runlock import die_with_parent, run_lock
 
@@ -304,7 +304,10 @@ def _refuse_long_prompts(recipe: Recipe, tokenizer: Tokenizer) -> None:
 
 
 def threads_of(recipe: Recipe, parallel: Parallel) -> int:
-    return max(1, usable_cores() // parallel.world) if recipe.train.threads == "auto" else recipe.train.threads
+    if recipe.train.threads != "auto":
+        return recipe.train.threads
+    # torchrun sets OMP_NUM_THREADS to 1 on its own, so that says nothing there
+    return default_threads() if parallel.world == 1 else max(1, usable_cores() // parallel.world)
 
 
 def _resolve(asked: Recipe, tokenizer: Tokenizer, shards: Shards, parallel: Parallel) -> Recipe:
@@ -783,7 +786,7 @@ def load(path: str | Path) -> Run:
         raise InputError(
             "this run writes a text from another, it does not go on with one", where=str(folder), mend=mend
         )
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(default_threads())
     model, tokenizer, _ = read_model_directory(folder)
     return Run(folder, model.eval(), tokenizer)
 
@@ -846,7 +849,7 @@ def demo(out: str = "runs") -> None:
     """Train on the shipped English novels and Chinese poems, measure, and write: a few minutes on two cores."""
     began = time.perf_counter()
     runs = []
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(default_threads())
     speed = matmul_speed("bfloat16" if native_bf16() else "float32")
     if speed < DEMO_SPEED:
         say(f"this processor multiplies at {quantity(speed, 'FLOP')}/s: fewer steps than a faster one would make")

@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from zhixing import __version__
+from zhixing.cores import default_threads
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 from zhixing.evaluation.rouge import score_summaries
@@ -74,7 +75,7 @@ from zhixing.training.memory import keep_memory
 from zhixing.training.objectives import target_given_source
 from zhixing.training.optimizers import make_optimizers
 from zhixing.training.parallel import Parallel
-from zhixing.training.plan import d_ff, expected_seconds, matmul_speed, native_bf16, usable_cores
+from zhixing.training.plan import d_ff, expected_seconds, matmul_speed, native_bf16
 from zhixing.training.spans import CorruptedTexts
 
 MOST_NEW_TOKENS = 512
@@ -889,7 +890,7 @@ def load_seq2seq(path: str | Path) -> Translator | Summarizer:
     folder = finished_folder(path)
     if not is_seq2seq(folder):
         raise InputError("this model does not read one text and write another", where=str(folder))
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(default_threads())
     stored = read_seq2seq(folder)
     run = _kind(stored.task)(folder, stored)
     if run.recipe is not None:

@@ -135,6 +135,53 @@ def _attend(
         result[k] /= norm
 
 
+@njit(fastmath=FAST, cache=True, error_model="numpy")
+def _store_all(
+    qkv: Array,
+    k_norm: Array,
+    eps: float,
+    rotary: Array,
+    keys: Array,
+    values: Array,
+    owner: Array,
+    places: Array,
+) -> None:
+    """The new keys and values of all tokens go to the caches: too little work to share among threads."""
+    groups, size = keys.shape[1], keys.shape[3]
+    heads = qkv.shape[1] // size - 2 * groups
+    for b in range(qkv.shape[0]):
+        place, row = places[b], owner[b]
+        turn = rotary[min(place, rotary.shape[0] - 1)]
+        for g in range(groups):
+            k_new = qkv[b, (heads + g) * size : (heads + g + 1) * size]
+            v_new = qkv[b, (heads + groups + g) * size : (heads + groups + g + 1) * size]
+            _store(k_new, v_new, k_norm, eps, turn, keys[row, g], values[row, g], place)
+
+
+@njit(fastmath=FAST, cache=True, error_model="numpy")
+def _attend_task(
+    task: int,
+    qkv: Array,
+    q_norm: Array,
+    eps: float,
+    rotary: Array,
+    keys: Array,
+    values: Array,
+    owner: Array,
+    places: Array,
+    scores: Array,
+    out: Array,
+) -> None:
+    """Attend from one token and head; task numbers them."""
+    size = keys.shape[3]
+    heads = out.shape[1] // size
+    b, h = task // heads, task % heads
+    place, row, g = places[b], owner[b], h // (heads // keys.shape[1])
+    turn = rotary[min(place, rotary.shape[0] - 1)]
+    part = slice(h * size, (h + 1) * size)
+    _attend(qkv[b, part], q_norm, eps, turn, keys[row, g], values[row, g], place, scores[b, h], out[b, part])
+
+
 @njit(parallel=True, cache=True, error_model="numpy")
 def attention(
     qkv: Array,
@@ -155,23 +202,9 @@ def attention(
     any query looks, so several tokens of one row see one another as they should. scores (B, H, S) is scratch. rotary is
     (T, 2, K/2), or (1, 2, 0) where nothing turns.
     """
-    groups, size = keys.shape[1], keys.shape[3]
-    heads = out.shape[1] // size
-    shared = heads // groups
-    tokens = qkv.shape[0]
-    for task in prange(tokens * groups):
-        b, g = task // groups, task % groups
-        place, row = places[b], owner[b]
-        turn = rotary[min(place, rotary.shape[0] - 1)]
-        k_new = qkv[b, (heads + g) * size : (heads + g + 1) * size]
-        v_new = qkv[b, (heads + groups + g) * size : (heads + groups + g + 1) * size]
-        _store(k_new, v_new, k_norm, eps, turn, keys[row, g], values[row, g], place)
-    for task in prange(tokens * heads):
-        b, h = task // heads, task % heads
-        place, row, g = places[b], owner[b], h // shared
-        turn = rotary[min(place, rotary.shape[0] - 1)]
-        part = slice(h * size, (h + 1) * size)
-        _attend(qkv[b, part], q_norm, eps, turn, keys[row, g], values[row, g], place, scores[b, h], out[b, part])
+    _store_all(qkv, k_norm, eps, rotary, keys, values, owner, places)
+    for task in prange(qkv.shape[0] * (out.shape[1] // keys.shape[3])):
+        _attend_task(task, qkv, q_norm, eps, rotary, keys, values, owner, places, scores, out)
 
 
 @njit(fastmath=FAST, cache=True, error_model="numpy")
@@ -411,7 +444,7 @@ class PackedGPT:
         """As GPT.step; one token a row, and few tokens in all, go the fast way."""
         rows, count = ids.shape
         real = np.arange(count) < n_new.numpy()[:, None]  # (B, T)
-        owner, along = np.nonzero(real)  # (N,) each
+        owner, along = map(np.ascontiguousarray, np.nonzero(real))  # (N,) each; loops are compiled for contiguous ones
         places = state.lengths.numpy()[owner] + along
         if (count > 1 and len(owner) > MOST_TOKENS) or places.max(initial=0) >= state.capacity:
             return self.model.step(ids, n_new, state)

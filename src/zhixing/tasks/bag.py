@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zhixing.cores import default_threads
 from zhixing.errors import InputError
 from zhixing.models.bag import (
     BagClassifier,
@@ -24,7 +25,7 @@ from zhixing.models.bag import (
     predict_bag,
 )
 from zhixing.progress import Progress
-from zhixing.tokens.ngrams import NgramSettings, NgramVocabulary, available_threads, learn_vocabulary
+from zhixing.tokens.ngrams import NgramSettings, NgramVocabulary, learn_vocabulary
 from zhixing.tokens.order import permute_array
 
 Watch = Callable[[int, float], None]  # texts seen so far, mean loss of the last ones
@@ -47,7 +48,7 @@ class Bag:
         """Probabilities (N, C) of each text; for regression the numbers (N, 1)."""
         features = self.vocabulary.features(texts, threads)
         few = len(texts) < SMALL
-        return predict_bag(self.weights, features.ids, features.starts, 1 if few else threads or available_threads())
+        return predict_bag(self.weights, features.ids, features.starts, 1 if few else threads or default_threads())
 
     def contributions(self, text: str) -> list[tuple[str, NDArray[np.float32]]]:
         """What each n-gram of a text adds to the logits (C,), in the order of the text: n^-p W E[x].

@@ -26,7 +26,6 @@ Legend: N texts, F features of all texts, V words, R rows = V + buckets.
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +38,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from zhixing.cores import default_threads
 from zhixing.errors import InputError
 from zhixing.tokens.tokenizer import lone_surrogate
 
@@ -554,12 +554,6 @@ def joined(parts: Iterable[Features]) -> Features:
     return Features(ids, np.concatenate(starts))
 
 
-def available_threads() -> int:
-    """Processors that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def _shares(texts: Sequence[str], threads: int) -> list[Sequence[str]]:
     """The texts in `threads` runs of about equal size."""
     ends = np.cumsum([0, *(len(text) + 1 for text in texts)])
@@ -667,7 +661,7 @@ def learn_vocabulary(
 
 def _threads_for(texts: Sequence[str], threads: int | None) -> int:
     """Small work stays on one thread."""
-    return 1 if len(texts) < 256 else threads or available_threads()
+    return 1 if len(texts) < 256 else threads or default_threads()
 
 
 def _on_threads(do: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:

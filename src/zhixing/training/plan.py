@@ -369,19 +369,6 @@ def compiler_available() -> str | None:
     return compiler_state()[0]
 
 
-def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores this process may use: those it is bound to, and no more than a container's share."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    try:
-        quota, period = cpu_max.read_text().split()
-        if quota != "max":
-            cores = min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(1, cores)
-
-
 def memory_total(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     """Bytes of the machine's memory, or None if it does not say."""
     found = _meminfo(meminfo, "MemTotal")

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -49,6 +48,7 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zhixing.cores import default_threads
 from zhixing.errors import InputError
 from zhixing.files import atomic_dir, atomic_write, clear_leftovers, remove_tree, set_aside, verify_manifest
 from zhixing.progress import Progress, quantity, say
@@ -106,7 +106,7 @@ class GloveSettings:
     @property
     def n_threads(self) -> int:
         """Threads, resolved."""
-        return (os.cpu_count() or 1) if self.threads == "auto" else self.threads
+        return default_threads() if self.threads == "auto" else self.threads
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -32,6 +31,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from zhixing.cores import default_threads
 from zhixing.errors import InputError
 from zhixing.files import atomic_dir, clear_leftovers, remove_tree, set_aside, verify_manifest
 from zhixing.progress import Progress, quantity, say
@@ -114,7 +114,7 @@ class WordVectorSettings:
     @property
     def n_threads(self) -> int:
         """Threads, resolved."""
-        return (os.cpu_count() or 1) if self.threads == "auto" else self.threads
+        return default_threads() if self.threads == "auto" else self.threads
 
 
 def _in_range(name: str, value: float, least: float, most: float) -> None:
