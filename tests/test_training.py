@@ -384,7 +384,12 @@ def test_early_stopping(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout,optim,rate", [("qwen3", "muon", 0.02), ("llama", "adamw", 0.006), ("gpt2", "adamw", 0.006)]
+    "layout,optim,rate",
+    [
+        ("qwen3", "muon", 0.02),
+        ("gpt2", "adamw", 0.006),
+        pytest.param("llama", "adamw", 0.006, marks=pytest.mark.slow),
+    ],
 )
 def test_a_gpt_learns_to_reverse(tmp_path: Path, layout: str, optim: str, rate: float) -> None:
     settings = replace(

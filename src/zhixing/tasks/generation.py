@@ -74,8 +74,8 @@ class StopStrings:
         return held
 
 
-class _RowText:
-    """The text of one row as its tokens come."""
+class RowText:
+    """The text of one row as its tokens come; an end-of-text id is none of them."""
 
     def __init__(self, tokenizer: Tokenizer, settings: DecodingSettings) -> None:
         self._stream = TextStream(tokenizer.target)
@@ -120,7 +120,7 @@ def generate(
     prompt starts a new text. InputError for settings that cannot be used, and for a prompt that fills the context.
     """
     settings = _with_ends(settings, tokenizer)
-    ids = _prompt_ids(tokenizer, prompts) if as_reader(model) is None else source_ids(tokenizer, prompts)
+    ids = prompt_ids(tokenizer, prompts) if as_reader(model) is None else source_ids(tokenizer, prompts)
     return generate_from(model, tokenizer, ids, settings, prompts=prompts, batch_size=batch_size)
 
 
@@ -140,12 +140,12 @@ def generate_from(
         with Progress("searching", total=len(prompts), unit="prompts") as progress:
             found = beam_search(model, ids, settings, batch_size=batch_size, watch=progress.update)
         return [
-            [_from_beam(tokenizer, prompt, hypothesis, settings) for hypothesis in best]
+            [from_beam(tokenizer, prompt, hypothesis, settings) for hypothesis in best]
             for prompt, best in zip(prompts, found, strict=True)
         ]
 
     rows: list[list[Token]] = [[] for _ in range(len(prompts) * settings.n)]
-    texts = [_RowText(tokenizer, settings) for _ in rows] if settings.stop else []
+    texts = [RowText(tokenizer, settings) for _ in rows] if settings.stop else []
 
     def ended(row: int, token: int) -> bool:
         texts[row].push(token)
@@ -166,7 +166,7 @@ def generate_from(
         if settings.stop:
             texts[row].finish()
             text = "".join(texts[row].pieces)
-        completions.append(_completion(tokenizer, prompts[row // settings.n], tokens, text, settings))
+        completions.append(from_tokens(tokenizer, prompts[row // settings.n], tokens, text, settings))
     return [completions[first : first + settings.n] for first in range(0, len(rows), settings.n)]
 
 
@@ -183,7 +183,7 @@ def stream(model: LanguageModel[S], tokenizer: Tokenizer, prompt: str, settings:
             why=f"n = {settings.n}, num_beams = {settings.num_beams}",
             mend="leave n and num_beams out, or generate without streaming",
         )
-    return stream_from(model, tokenizer, _prompt_ids(tokenizer, [prompt])[0], settings)
+    return stream_from(model, tokenizer, prompt_ids(tokenizer, [prompt])[0], settings)
 
 
 def stream_from(
@@ -191,10 +191,10 @@ def stream_from(
 ) -> Iterator[str]:
     """`stream` after a prompt that is ids already; a model that reads its prompts apart takes them as its source."""
     settings = _with_ends(settings, tokenizer)
-    return _pieces(generate_ids(model, [ids], settings), _RowText(tokenizer, settings))
+    return _pieces(generate_ids(model, [ids], settings), RowText(tokenizer, settings))
 
 
-def _pieces(steps: Iterator[list[Token]], text: _RowText) -> Iterator[str]:
+def _pieces(steps: Iterator[list[Token]], text: RowText) -> Iterator[str]:
     for (token,) in steps:
         if token.finish_reason != "stop" and (piece := text.push(token.id)):
             yield piece
@@ -210,8 +210,8 @@ def _with_ends(settings: DecodingSettings, tokenizer: Tokenizer) -> DecodingSett
     return settings if settings.eos_ids is not None else dataclasses.replace(settings, eos_ids=ends)
 
 
-def _prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Ids of each prompt; an empty one is the end of the text before: a new text begins."""
+def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Ids of each prompt as a model takes it that goes on with it; of an empty one the end of the text before."""
     for place, prompt in enumerate(prompts):
         try:
             prompt.encode()
@@ -223,7 +223,7 @@ def _prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]
 
 def source_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text as a model takes it that reads its prompts apart: with the tokenizer's ends."""
-    return [tokenizer.with_ends(ids) for ids in _prompt_ids(tokenizer, texts)]
+    return [tokenizer.with_ends(ids) for ids in prompt_ids(tokenizer, texts)]
 
 
 def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
@@ -231,9 +231,10 @@ def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
     return tokenizer.target.decode(i for i in ids if i < tokenizer.target.vocab_size)
 
 
-def _completion(
+def from_tokens(
     tokenizer: Tokenizer, prompt: str, tokens: list[Token], text: str | None, settings: DecodingSettings
 ) -> Completion:
+    """A row that has ended; `text` where strings could end it, which ids do not tell."""
     reason = tokens[-1].finish_reason
     assert reason is not None
     if tokens[-1].id in (settings.eos_ids or ()):
@@ -246,7 +247,8 @@ def _completion(
     return Completion(prompt, _decode(tokenizer, ids) if text is None else text, ids, reason, logprobs, top)
 
 
-def _from_beam(tokenizer: Tokenizer, prompt: str, hypothesis: Hypothesis, settings: DecodingSettings) -> Completion:
+def from_beam(tokenizer: Tokenizer, prompt: str, hypothesis: Hypothesis, settings: DecodingSettings) -> Completion:
+    """A result of beam search as text."""
     logprobs = None if settings.logprobs is None else hypothesis.logprobs
     ids, reason = hypothesis.ids, hypothesis.finish_reason
     return Completion(prompt, _decode(tokenizer, ids), ids, reason, logprobs, hypothesis.top, hypothesis.score)

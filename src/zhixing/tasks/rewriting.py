@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, Protocol, cast
 
@@ -48,6 +48,19 @@ class Written:
     text: str
     score: float | None = None
     alternatives: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Sources of which texts are to be written, all by the same settings (`room_of` says how long each may be)."""
+
+    sources: list[str]
+    settings: DecodingSettings
+
+
+# What `translation` and `summary` ask for, round by round; they are sent what was written, and return the answers and
+# how many texts were too long. Whoever drives them writes as they like: `write_each`, or a server's engine.
+Rounds = Generator[Asked, list[list[Completion]], tuple[list[Written], int]]
 
 
 class Attentive(Protocol):
@@ -126,22 +139,36 @@ def write_each(
     )
     rooms: dict[int, list[int]] = {}
     for number, ids in enumerate(tokenizer.encode_batch(sources)):
-        cell = -(-max(1, len(ids)) // ROOM_CELL) * ROOM_CELL
-        room = 2 * cell + ROOM_CELL + len(settings.prefix_ids)
-        rooms.setdefault(min(settings.max_new_tokens, room), []).append(number)
+        rooms.setdefault(room_of(len(ids), settings), []).append(number)
     found: list[list[Completion]] = [[] for _ in sources]
     for room, numbers in sorted(rooms.items()):
-        limited = dataclasses.replace(asked, max_new_tokens=room, min_new_tokens=min(settings.min_new_tokens, room))
+        limited = with_room(asked, room)
         numbers.sort(key=lambda number: len(sources[number]))
         texts = [sources[number] for number in numbers]
         written = generate(model, tokenizer, texts, limited)
         if coverage_penalty:
             written = covering(model, source_ids(tokenizer, texts), written, coverage_penalty)
         if sampled:
-            written = [sorted(map(_scored, completions), key=_rank) for completions in written]
+            written = [best_first(completions) for completions in written]
         for number, completions in zip(numbers, written, strict=True):
             found[number] = completions[: settings.n]
     return found
+
+
+def room_of(tokens: int, settings: DecodingSettings) -> int:
+    """How many tokens may be written for a source of so many."""
+    cell = -(-max(1, tokens) // ROOM_CELL) * ROOM_CELL
+    return min(settings.max_new_tokens, 2 * cell + ROOM_CELL + len(settings.prefix_ids))
+
+
+def with_room(settings: DecodingSettings, room: int) -> DecodingSettings:
+    """The settings for sources of which at most `room` tokens may be written."""
+    return dataclasses.replace(settings, max_new_tokens=room, min_new_tokens=min(settings.min_new_tokens, room))
+
+
+def best_first(samples: Sequence[Completion]) -> list[Completion]:
+    """Samples of a source in the order of their mean log-probability, which becomes their score."""
+    return sorted(map(_scored, samples), key=_rank)
 
 
 def _scored(sample: Completion) -> Completion:
@@ -228,6 +255,24 @@ def translate(
     A model of several languages is told by a tokenizer `for_language` what to write: then each sentence begins with the
     tag. What is written for a text's first sentence begins with settings.prefix_ids, the others are free.
     """
+    rounds = translation(
+        tokenizer, texts, settings, longest=_longest(model), target_language=target_language, on_too_long=on_too_long
+    )
+    return _driven(rounds, lambda asked: write_each(
+        model, tokenizer, asked.sources, asked.settings, coverage_penalty=coverage_penalty
+    ))  # fmt: skip
+
+
+def translation(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    settings: DecodingSettings,
+    *,
+    longest: int,
+    target_language: str = "",
+    on_too_long: OnTooLong = "split",
+) -> Rounds:
+    """`translate` without the writing, for a model that reads `longest` tokens."""
     joint = "" if re.split("[-_]", target_language.lower())[0] in NO_SPACES else " "
     pieces: list[str] = []
     shapes: list[list[list[int]]] = []  # of each text its lines, of each line its pieces
@@ -236,7 +281,7 @@ def translate(
         lines = []
         for line in text.split("\n"):
             sentences = [s for s in split_sentences(line) if s.strip()] if line.strip() else []
-            fitted, longer = fit_sources(tokenizer, sentences, _longest(model), on_too_long)
+            fitted, longer = fit_sources(tokenizer, sentences, longest, on_too_long)
             too_long += longer
             new = [piece for parts in fitted for piece in parts]
             lines.append(list(range(len(pieces), len(pieces) + len(new))))
@@ -249,7 +294,7 @@ def translate(
         ([n for n in range(len(pieces)) if n not in begun], dataclasses.replace(settings, prefix_ids=())),
         (sorted(begun), settings),
     ):
-        some = write_each(model, tokenizer, [pieces[n] for n in places], how, coverage_penalty=coverage_penalty)
+        some = yield Asked([pieces[n] for n in places], how)
         for n, completions in zip(places, some, strict=True):
             written[n] = completions
     answers = []
@@ -274,8 +319,23 @@ def summarize(
 
     settings.prefix_ids begin the summary of the whole, not those of parts.
     """
+    rounds = summary(tokenizer, texts, settings, longest=_longest(model), on_too_long=on_too_long)
+    return _driven(rounds, lambda asked: write_each(
+        model, tokenizer, asked.sources, asked.settings, coverage_penalty=coverage_penalty
+    ))  # fmt: skip
+
+
+def summary(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    settings: DecodingSettings,
+    *,
+    longest: int,
+    on_too_long: OnTooLong = "split",
+) -> Rounds:
+    """`summarize` without the writing, for a model that reads `longest` tokens."""
     flat = [" ".join(text.split()) for text in texts]
-    fitted, too_long = fit_sources(tokenizer, flat, _longest(model), on_too_long)
+    fitted, too_long = fit_sources(tokenizer, flat, longest, on_too_long)
     for text, parts in zip(texts, fitted, strict=True):
         if not text.strip() or not parts:
             raise InputError("there is no text to summarise", mend="give a text with a word in it")
@@ -283,18 +343,29 @@ def summarize(
     if several:
         pieces = [piece for number in several for piece in fitted[number]]
         of_parts = dataclasses.replace(settings, n=1, prefix_ids=())
-        short = iter(write_each(model, tokenizer, pieces, of_parts, coverage_penalty=coverage_penalty))
+        short = iter((yield Asked(pieces, of_parts)))
         for number in several:
             joined = " ".join(next(short)[0].text.strip() for _ in fitted[number])
-            again, _ = fit_sources(tokenizer, [joined], _longest(model), "truncate")
+            again, _ = fit_sources(tokenizer, [joined], longest, "truncate")
             fitted[number] = again[0]
     sources = [parts[0] for parts in fitted]
-    written = write_each(model, tokenizer, sources, settings, coverage_penalty=coverage_penalty)
+    written = yield Asked(sources, settings)
     answers = []
     for text, completions in zip(texts, written, strict=True):
         alternatives = _alternatives(completions) if settings.n > 1 else ()
         answers.append(Written(text, completions[0].text.strip(), completions[0].score, alternatives))
     return answers, too_long
+
+
+def _driven(rounds: Rounds, write: Callable[[Asked], list[list[Completion]]]) -> tuple[list[Written], int]:
+    """Write whatever the rounds ask for, to their end."""
+    try:
+        asked = next(rounds)
+        while True:
+            asked = rounds.send(write(asked))
+    except StopIteration as end:
+        answers: tuple[list[Written], int] = end.value
+        return answers
 
 
 def _alternatives(completions: Sequence[Completion]) -> tuple[tuple[str, float], ...]:
