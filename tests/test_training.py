@@ -24,6 +24,7 @@ from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.models.layers import RMSNorm
 from zhixing.models.lstm import LSTM, LSTMSettings
 from zhixing.recipe import EvalSettings, TrainSettings
+from zhixing.run import demo_settings
 from zhixing.training import loop, objectives
 from zhixing.training.checkpoint import TrainingState, load_step
 from zhixing.training.loop import Watch, fit
@@ -490,8 +491,6 @@ def test_golden_loss_curve(tmp_path: Path) -> None:
 
 
 def test_the_demo_makes_fewer_steps_on_a_slower_processor() -> None:
-    from zhixing.run import DEMO_SPEED, demo_settings
-
-    assert demo_settings("austen", 3 * DEMO_SPEED) == ("train.max_steps=220", "train.eval_steps=55")
-    assert demo_settings("austen", 0.75 * DEMO_SPEED) == ("train.max_steps=165", "train.eval_steps=42")
-    assert demo_settings("tang", 0.1 * DEMO_SPEED) == ("train.max_steps=45", "train.eval_steps=12")
+    assert demo_settings("austen", 0.1) == ("train.max_steps=220", "train.eval_steps=55")
+    assert demo_settings("austen", 0.75) == ("train.max_steps=160", "train.eval_steps=40")
+    assert demo_settings("tang", 60.0) == ("train.max_steps=45", "train.eval_steps=12")

@@ -52,6 +52,7 @@ from zhixing.progress import Progress, duration, quantity, say
 from zhixing.recipe import (
     PAIR_TASKS,
     DataSettings,
+    ModelSettings,
     Recipe,
     check_recipe,
     load_recipe,
@@ -65,7 +66,7 @@ from zhixing.text.catalogue import names as dataset_names
 from zhixing.text.catalogue import show_dataset
 from zhixing.text.readers import Documents, read_documents
 from zhixing.text.splits import split_documents
-from zhixing.tokens.batches import PackedSequences
+from zhixing.tokens.batches import Batch, PackedSequences
 from zhixing.tokens.report import render_report, tokenizer_report
 from zhixing.tokens.shards import Shards, open_shards, write_shards
 from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
@@ -88,8 +89,7 @@ from zhixing.training.runlock import die_with_parent, run_lock
 
 MOST_STEPS = 100_000  # that "auto" comes to, where epochs say how long
 COMPILE_SECONDS = 40  # what torch.compile costs before the first step
-DEMO_STEPS = {"austen": 220, "tang": 90}  # recipes, and their steps on two cores that multiply at DEMO_SPEED
-DEMO_SPEED = 140e9  # FLOP/s
+DEMO = {"austen": (220, 120.0), "tang": (90, 45.0)}  # recipes: the most steps, and seconds that they may take
 MACHINE_KEYS = ("threads", "bf16", "compile")  # may differ when a run goes on elsewhere
 
 
@@ -398,22 +398,23 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generator
             say(f"word vectors for {int(found.sum())} of {vocab_size} entries from {m.embeddings}")
             model.load_embeddings(matrix, found)
         return model
-    return GPT(
-        GPTSettings(
-            vocab_size,
-            m.layout,
-            m.d_model,
-            m.n_layers,
-            m.n_heads,
-            n_kv_heads(m),
-            d_ff(m),
-            m.max_len,
-            m.dropout,
-            m.tie_embeddings,
-            m.rope_theta,
-            m.norm_eps,
-        ),
-        generator,
+    return GPT(gpt_settings(m, vocab_size), generator)
+
+
+def gpt_settings(m: ModelSettings, vocab_size: int) -> GPTSettings:
+    return GPTSettings(
+        vocab_size,
+        m.layout,
+        m.d_model,
+        m.n_layers,
+        m.n_heads,
+        n_kv_heads(m),
+        d_ff(m),
+        m.max_len,
+        m.dropout,
+        m.tie_embeddings,
+        m.rope_theta,
+        m.norm_eps,
     )
 
 
@@ -839,10 +840,31 @@ def tokenizer_report_command(path: str, texts: Sequence[str]) -> str:
 # ---- the demonstration -------------------------------------------------------------------------------------------
 
 
-def demo_settings(name: str, speed: float) -> tuple[str, ...]:
-    """A recipe of the demo where products run at `speed` FLOP/s: with all of its steps, or fewer, down to half."""
-    steps = round(DEMO_STEPS[name] * min(1.0, max(0.5, speed / DEMO_SPEED)))
+def demo_settings(name: str, a_step: float) -> tuple[str, ...]:
+    """A recipe of the demo where a step takes `a_step` seconds: as many steps as its time allows, and half at least."""
+    most, seconds = DEMO[name]
+    steps = min(most, max(most // 2, round(seconds / a_step)))
     return f"train.max_steps={steps}", f"train.eval_steps={math.ceil(steps / 4)}"
+
+
+def step_seconds(recipe: Recipe) -> float:
+    """Seconds of a training step of the recipe's GPT on tokens drawn by chance; the first, which compiles, is left out."""
+    generator = torch.Generator().manual_seed(0)
+    model = GPT(gpt_settings(recipe.model, recipe.tokenizer.vocab_size), generator).train()
+    dtype = torch.bfloat16 if native_bf16() else torch.float32
+    optimizers, objective = make_optimizers(model, recipe.train, dtype), next_token()
+    shape = (recipe.train.per_device_train_batch_size, recipe.model.max_len + 1)
+    ids = torch.randint(recipe.tokenizer.vocab_size, shape, generator=generator)
+    taken = []
+    for _ in range(4):
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=native_bf16()):
+            loss, count = objective(model, Batch(ids[:, :-1], ids[:, 1:]))
+        torch.autograd.backward(loss / count)
+        optimizers.step()
+        optimizers.zero_grad()
+        taken.append(time.perf_counter() - began)
+    return sorted(taken[1:])[1]
 
 
 def demo(out: str = "runs") -> None:
@@ -850,17 +872,16 @@ def demo(out: str = "runs") -> None:
     began = time.perf_counter()
     runs = []
     torch.set_num_threads(default_threads())
-    speed = matmul_speed("bfloat16" if native_bf16() else "float32")
-    if speed < DEMO_SPEED:
-        say(f"this processor multiplies at {quantity(speed, 'FLOP')}/s: fewer steps than a faster one would make")
-    for name in DEMO_STEPS:
+    say("timing a step")
+    a_step = step_seconds(load_recipe("austen"))
+    for name in DEMO:
         run_dir = Path(out) / f"demo-{name}"
         number = 1
         while run_dir.exists():
             number += 1
             run_dir = Path(out) / f"demo-{name}-{number}"
         say(f"\n== {name} ==")
-        runs.append(train(name, *demo_settings(name, speed), out=str(run_dir)))
+        runs.append(train(name, *demo_settings(name, a_step), out=str(run_dir)))
     print()
     for run in runs:
         scores = json.loads((run.path / "scores.json").read_text(encoding="utf-8"))
