@@ -848,13 +848,18 @@ def demo_settings(name: str, a_step: float) -> tuple[str, ...]:
 
 
 def step_seconds(recipe: Recipe) -> float:
-    """Seconds of a training step of the recipe's GPT on tokens drawn by chance; the first, which compiles, is left out."""
+    """Seconds of a training step of the recipe's GPT on tokens drawn by chance; the first, which compiles, not counted.
+
+    The recipe names its vocabulary's size.
+    """
+    vocab_size = recipe.tokenizer.vocab_size
+    assert isinstance(vocab_size, int)
     generator = torch.Generator().manual_seed(0)
-    model = GPT(gpt_settings(recipe.model, recipe.tokenizer.vocab_size), generator).train()
+    model = GPT(gpt_settings(recipe.model, vocab_size), generator).train()
     dtype = torch.bfloat16 if native_bf16() else torch.float32
     optimizers, objective = make_optimizers(model, recipe.train, dtype), next_token()
     shape = (recipe.train.per_device_train_batch_size, recipe.model.max_len + 1)
-    ids = torch.randint(recipe.tokenizer.vocab_size, shape, generator=generator)
+    ids = torch.randint(vocab_size, shape, generator=generator)
     taken = []
     for _ in range(4):
         began = time.perf_counter()
