@@ -42,7 +42,7 @@ def command(family: str, name: str) -> str:
         more = f"{length} {words} model.n_filters=150 train.max_steps=1200 train.learning_rate=0.003"
         return f"zhixing train textcnn-rotten-tomatoes data.source={source} {more}"
     if family == "lstm":
-        more = f"{length} {words} train.max_steps=500 train.learning_rate=0.005"
+        more = f"{length} {words} train.max_steps={2000 if news else 500} train.learning_rate=0.005"
         return f"zhixing train lstm-rotten-tomatoes data.source={source} {more}"
     if family == "gpt":
         letters = " tokenizer.kind=char" if name == "chinese-reviews" else ""
