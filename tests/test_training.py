@@ -491,6 +491,6 @@ def test_golden_loss_curve(tmp_path: Path) -> None:
 
 
 def test_the_demo_makes_fewer_steps_on_a_slower_processor() -> None:
-    assert demo_settings("austen", 0.1) == ("train.max_steps=220", "train.eval_steps=55")
-    assert demo_settings("austen", 0.75) == ("train.max_steps=160", "train.eval_steps=40")
-    assert demo_settings("tang", 60.0) == ("train.max_steps=45", "train.eval_steps=12")
+    assert demo_settings("austen", 0.1) == ("train.max_steps=440", "train.eval_steps=110")
+    assert demo_settings("austen", 0.5) == ("train.max_steps=220", "train.eval_steps=55")
+    assert demo_settings("tang", 60.0) == ("train.max_steps=60", "train.eval_steps=15")
