@@ -841,7 +841,7 @@ def tokenizer_report_command(path: str, texts: Sequence[str]) -> str:
 
 
 def demo_settings(name: str, a_step: float) -> tuple[str, ...]:
-    """A recipe of the demo where a step takes `a_step` seconds: as many steps as its time allows, and a third at least."""
+    """A recipe of the demo where a step takes `a_step` seconds: as many steps as its time allows, a third at least."""
     most, seconds = DEMO[name]
     steps = min(most, max(most // 3, round(seconds / a_step)))
     return f"train.max_steps={steps}", f"train.eval_steps={math.ceil(steps / 4)}"
