@@ -25,6 +25,7 @@ from zhixing.embed_cli import embed_command
 from zhixing.errors import InputError
 from zhixing.progress import quantity, say
 from zhixing.seq2seq_cli import summarize_command, translate_command
+from zhixing.serve_cli import serve_command
 from zhixing.vectors_cli import vectors_app
 
 OK, BUG, USER_ERROR, INTERRUPTED, READER_LEFT = 0, 1, 2, 130, 141
@@ -66,6 +67,7 @@ app.command("embed")(embed_command)
 app.command("translate")(translate_command)
 app.command("summarize")(summarize_command)
 app.command("chat")(chat_command)
+app.command("serve")(serve_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""Serving: trained runs behind HTTP, for any OpenAI client and for batches."""
