@@ -19,13 +19,14 @@ from zhixing.interchange.seq2seq_directory import StoredSeq2Seq, write_seq2seq
 from zhixing.models.bert import Bert, BertSettings
 from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.models.marian import Marian, MarianSettings
-from zhixing.models.textcnn import TextCNN, TextCNNSettings
+from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
 from zhixing.serving.limits import ServerLimits
 from zhixing.serving.log import Log
 from zhixing.serving.server import Running, serve
 from zhixing.tasks.chat_template import CONTROLS, DEFAULT_TEMPLATE, end_ids
 from zhixing.tokens.tokenizer import train_tokenizer
 
+CHINESE = "打开这个文件。你好。床前明月光，疑是地上霜。春眠不觉晓，处处闻啼鸟。" * 20
 KEY = "a-key-of-the-tests-0123456789"
 
 
@@ -34,24 +35,36 @@ def seeded() -> torch.Generator:
 
 
 def write_runs(folder: Path, text: str) -> Path:
-    """chat, en-zh, short, mood, bert: random weights, so what they say means nothing, but it is always the same."""
+    """lm, chat, en-zh, short, mood, bert: random weights. What they say means nothing, and is always the same.
+
+    Those of lm are large, so that what it writes changes with every token of its prompt.
+    """
     torch.manual_seed(0)
-    pieces = train_tokenizer([text[:20_000], "打开这个文件。你好。"], "bpe", 400)
+    pieces = train_tokenizer([text[:20_000], CHINESE], "bpe", 400)
     pieces.add_controls(CONTROLS)
     size = pieces.vocab_size
+    plain = train_tokenizer([text[:20_000], CHINESE], "bpe", 400)
+    model = GPT(
+        GPTSettings(plain.vocab_size, d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, d_ff=64, max_len=64), seeded()
+    )
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(8)
+    write_model_directory(folder / "lm", model.eval(), plain)
     gpt = GPTSettings(size, d_model=32, n_layers=2, n_heads=2, n_kv_heads=2, d_ff=64, max_len=128)
     stored = StoredChat(GPT(gpt, seeded()).eval(), pieces, DEFAULT_TEMPLATE)
     (folder / "chat").mkdir(parents=True)
     write_chat(folder / "chat", stored, end_ids(pieces, DEFAULT_TEMPLATE))
-    both = train_tokenizer([text[:20_000], "打开这个文件。你好。"], "bpe", 400)
+    both = train_tokenizer([text[:20_000], CHINESE], "bpe", 400)
     both.end_texts()
     marian = MarianSettings(both.vocab_size, d_model=32, n_encoder_layers=1, n_layers=1, n_heads=2, d_ff=64, max_len=48,
                             dropout=0.0)  # fmt: skip
-    model = Marian(marian, seeded()).eval()
-    write_seq2seq(folder / "en-zh", StoredSeq2Seq(model, both, "translation", "en", "zh"), num_beams=2)
-    write_seq2seq(folder / "short", StoredSeq2Seq(model, both, "summarization"), num_beams=2)
+    writer = Marian(marian, seeded()).eval()
+    write_seq2seq(folder / "en-zh", StoredSeq2Seq(writer, both, "translation", "en", "zh"), num_beams=2)
+    write_seq2seq(folder / "short", StoredSeq2Seq(writer, both, "summarization"), num_beams=2)
     words = train_tokenizer([text[:20_000]], "bpe", 300)
-    cnn = TextCNN(TextCNNSettings(words.vocab_size, 2, d_model=16, max_len=64, n_filters=4), seeded()).eval()
+    cnn = TextCNNClassifier(TextCNNSettings(words.vocab_size, 2, d_model=16, max_len=64, n_filters=4), seeded()).eval()
     labels = ("negative", "positive")
     write_classifier(folder / "mood", StoredClassifier(cnn, words, labels, "single_label_classification", 1.0))
     wordpiece = train_tokenizer([text[:20_000]], "wordpiece", 300)
@@ -106,14 +119,15 @@ class Served:
         """Slots that are taken."""
         return self.running.library.get(model).engine.metrics().rows
 
-    def raw(self, data: bytes, *, seconds: float = 10.0) -> bytes:
-        """What the server says to some bytes, until it closes the connection or says nothing for a while."""
+    def raw(self, data: bytes, *, ends: bool = False, seconds: float = 10.0) -> bytes:
+        """What the server says to some bytes, until it closes the connection; `ends`: we close our side of it first."""
         host, port = self.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=seconds) as connection:
             answer = b""
             try:
                 connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
+                if ends:
+                    connection.shutdown(socket.SHUT_WR)
                 while chunk := connection.recv(65536):
                     answer += chunk
             except (ConnectionError, TimeoutError) as error:

@@ -24,7 +24,7 @@ from zhixing.decoding.engine import EngineLimits
 from zhixing.embeddings import embed_texts
 from zhixing.entry import load_any
 from zhixing.errors import InputError
-from zhixing.run import Run
+from zhixing.run import Run, load
 from zhixing.serve_cli import told
 from zhixing.serving.server import named_runs, read_keys, serve
 
@@ -40,8 +40,13 @@ def root(tmp_path_factory: pytest.TempPathFactory, english_text: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(root: Path, tiny_run: Run) -> Iterator[Served]:
-    runs = [f"lm={tiny_run.path}", *(str(root / name) for name in ("chat", "en-zh", "short", "mood", "bert"))]
+def lm(root: Path) -> Run:
+    return load(root / "lm")
+
+
+@pytest.fixture(scope="module")
+def server(root: Path) -> Iterator[Served]:
+    runs = [str(root / name) for name in ("lm", "chat", "en-zh", "short", "mood", "bert")]
     with Served(runs) as running:
         yield running
 
@@ -78,18 +83,18 @@ def test_models(client: openai.OpenAI) -> None:
     assert client.models.retrieve("lm").to_dict()["max_model_len"] == 64
 
 
-def test_the_article_s_example(client: openai.OpenAI, tiny_run: Run) -> None:
+def test_the_article_s_example(client: openai.OpenAI, lm: Run) -> None:
     answer = client.completions.create(model="lm", prompt=ARTICLE, max_tokens=100, temperature=0)
-    (alone,) = tiny_run.complete([ARTICLE], max_new_tokens=100, temperature=0)[0]
+    (alone,) = lm.complete([ARTICLE], max_new_tokens=100, temperature=0)[0]
     assert answer.choices[0].text == alone.text and answer.choices[0].finish_reason == alone.finish_reason
     assert answer.usage is not None and answer.usage.completion_tokens == len(alone.ids) <= 100
-    assert answer.usage.prompt_tokens == len(tiny_run.tokenizer.encode(ARTICLE))
+    assert answer.usage.prompt_tokens == len(lm.tokenizer.encode(ARTICLE))
 
 
-def test_seeds_samples_and_stops(client: openai.OpenAI, tiny_run: Run) -> None:
+def test_seeds_samples_and_stops(client: openai.OpenAI, lm: Run) -> None:
     how: dict[str, Any] = {"temperature": 0.9, "top_p": 0.95, "seed": 7}
     more = {"top_k": 30, "min_p": 0.01, "repetition_penalty": 1.1}
-    wanted = tiny_run.complete(["She was", "He"], max_new_tokens=20, n=3, **how, **more)
+    wanted = lm.complete(["She was", "He"], max_new_tokens=20, n=3, **how, **more)
     got = client.completions.create(model="lm", prompt=["She was", "He"], max_tokens=20, n=3, extra_body=more, **how)
     assert [choice.text for choice in got.choices] == [one.text for some in wanted for one in some]
     assert [choice.index for choice in got.choices] == list(range(6))
@@ -98,11 +103,11 @@ def test_seeds_samples_and_stops(client: openai.OpenAI, tiny_run: Run) -> None:
     cut = client.completions.create(
         model="lm", prompt="She was", max_tokens=20, n=3, stop=[stop], extra_body=more, **how
     )
-    expected = tiny_run.complete(["She was"], max_new_tokens=20, n=3, stop=[stop], **how, **more)[0]
+    expected = lm.complete(["She was"], max_new_tokens=20, n=3, stop=[stop], **how, **more)[0]
     assert [(c.text, c.finish_reason) for c in cut.choices] == [(e.text, e.finish_reason) for e in expected]
     assert cut.choices[0].finish_reason == "stop" and stop not in cut.choices[0].text
     beams = client.completions.create(model="lm", prompt="She was", max_tokens=8, n=2, extra_body={"num_beams": 3})
-    searched = tiny_run.complete(["She was"], max_new_tokens=8, n=2, num_beams=3)[0]
+    searched = lm.complete(["She was"], max_new_tokens=8, n=2, num_beams=3)[0]
     assert [choice.text for choice in beams.choices] == [one.text for one in searched]
 
 
@@ -118,7 +123,7 @@ def test_a_stream_is_the_text_in_pieces(client: openai.OpenAI) -> None:
         assert len(chunks) > 4, "it came at once"
 
 
-def test_no_piece_ends_inside_a_character(client: openai.OpenAI, tiny_run: Run) -> None:
+def test_no_piece_ends_inside_a_character(client: openai.OpenAI, lm: Run) -> None:
     """Each piece is text that the whole has; a cut character would show as U+FFFD that the whole does not have."""
     broken = 0
     for seed in range(8):
@@ -127,12 +132,12 @@ def test_no_piece_ends_inside_a_character(client: openai.OpenAI, tiny_run: Run) 
         pieces = [chunk.choices[0].text for chunk in client.completions.create(**how, stream=True)]
         assert "".join(pieces) == whole
         assert sum(piece.count("\ufffd") for piece in pieces) == whole.count("\ufffd")
-        broken += sum(1 for i in tiny_run.tokenizer.encode(whole) if tiny_run.tokenizer.token_bytes(i)[:1] > b"\x7f")
+        broken += sum(1 for i in lm.tokenizer.encode(whole) if lm.tokenizer.token_bytes(i)[:1] > b"\x7f")
     assert broken, "no text had a character of several bytes"
 
 
-def test_log_probabilities(client: openai.OpenAI, tiny_run: Run) -> None:
-    (alone,) = tiny_run.complete(["It was"], max_new_tokens=10, temperature=0, logprobs=3)[0]
+def test_log_probabilities(client: openai.OpenAI, lm: Run) -> None:
+    (alone,) = lm.complete(["It was"], max_new_tokens=10, temperature=0, logprobs=3)[0]
     assert alone.logprobs is not None
     found = client.completions.create(model="lm", prompt="It was", max_tokens=10, temperature=0, logprobs=3)
     told = found.choices[0].logprobs
@@ -187,7 +192,7 @@ def test_a_history_that_is_too_long_loses_whole_turns_and_it_is_said(client: ope
     assert caught.value.code == "context_length_exceeded" and "word word" not in str(caught.value)
 
 
-def test_every_application_answers_a_chat(client: openai.OpenAI, root: Path, tiny_run: Run) -> None:
+def test_every_application_answers_a_chat(client: openai.OpenAI, root: Path, lm: Run) -> None:
     said: dict[str, str | None] = {}
     for model in ("lm", "en-zh", "short", "mood"):
         messages: Any = [{"role": "user", "content": "Open the file."}]
@@ -197,7 +202,7 @@ def test_every_application_answers_a_chat(client: openai.OpenAI, root: Path, tin
             model=model, messages=messages, temperature=0, max_tokens=12, stream=True
         )
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == said[model]
-    assert said["lm"] == tiny_run.generate("Open the file.", max_new_tokens=12, temperature=0)
+    assert said["lm"] == lm.generate("Open the file.", max_new_tokens=12, temperature=0)
     mood: Any = load_any(root / "mood")
     assert said["mood"] == mood("Open the file.").label
     as_json = client.chat.completions.create(
@@ -222,10 +227,10 @@ def test_vectors(client: openai.OpenAI, root: Path) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_many_at_once_by_the_async_client(server: Served, tiny_run: Run) -> None:
+def test_many_at_once_by_the_async_client(server: Served, lm: Run) -> None:
     """64 greedy texts, each with a word of its own: everybody gets what it would get alone."""
     prompts = [f"Miss {name} {number}" for number, name in enumerate(("Price", "Elliot", "Bates", "Tilney") * 16)]
-    wanted = tiny_run.generate(prompts, max_new_tokens=24, temperature=0)
+    wanted = lm.generate(prompts, max_new_tokens=24, temperature=0)
 
     async def one(client: openai.AsyncOpenAI, number: int) -> str:
         how: dict[str, Any] = {"model": "lm", "prompt": prompts[number], "max_tokens": 24, "temperature": 0}
@@ -292,9 +297,9 @@ def test_batches_are_what_python_gives(http: httpx.Client, root: Path) -> None:
     refused(http.post("/v1/explain", json={"model": "mood", "input": "x", "label": "happy"}), 400)
 
 
-def test_ids(http: httpx.Client, tiny_run: Run) -> None:
+def test_ids(http: httpx.Client, lm: Run) -> None:
     got = http.post("/tokenize", json={"model": "lm", "prompt": "It was 春", "return_token_strs": True}).json()
-    assert got["tokens"] == tiny_run.tokenizer.encode("It was 春") and got["count"] == len(got["token_strs"])
+    assert got["tokens"] == lm.tokenizer.encode("It was 春") and got["count"] == len(got["token_strs"])
     chat = http.post("/tokenize", json={"model": "chat", "messages": [{"role": "user", "content": "<|user|>"}]}).json()
     assert chat["tokens"].count(chat["tokens"][0]) == 1, "what a person says is never control"
     refused(http.post("/tokenize", json={"model": "lm"}), 400)
@@ -360,26 +365,33 @@ def paths_out_of_the_root(count: int) -> list[str]:
     return ["".join(chance.choice(parts) for _ in range(chance.randint(1, 8))) for _ in range(count)]
 
 
-def test_no_name_leads_out_of_the_root(root: Path, tmp_path: Path) -> None:
-    """200 strings on every parameter that names a model."""
-    inside = tmp_path / "root"
+def leads_nowhere(root: Path, inside: Path, names: list[str]) -> None:
+    """On every parameter that names a model, and as part of the address, as it is and quoted."""
     inside.mkdir()
     (inside / "mine").symlink_to(root / "bert")
     with Served([], root=inside) as server, httpx.Client(base_url=server.url) as http:
         assert http.get("/v1/runs").json()["data"] == []
         refused(http.post("/v1/models", json={"model": "mine"}), 404)  # a link out of the root
-        for name in paths_out_of_the_root(200):
+        for name in names:
             assert 400 <= http.post("/v1/models", json={"model": name}).status_code < 500, name
             assert 400 <= http.post("/v1/classify", json={"model": name, "input": "x"}).status_code < 500, name
-            for method in ("GET", "DELETE"):
-                quoted = httpx.URL(server.url).copy_with(raw_path=b"/v1/models/" + quote(name, safe="/%.:~$*").encode())
-                assert 400 <= http.request(method, quoted).status_code < 500, name
+            for safe in ("/%.:~$*\\", ""):
+                line = (
+                    f"GET /v1/models/{quote(name, safe=safe)} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                )
+                for method in ("GET", "DELETE"):
+                    answer = server.raw(line.replace("GET", method, 1).encode())
+                    assert re.match(rb"HTTP/1\.1 4\d\d ", answer), (name, answer[:200])
+
+
+def test_no_name_leads_out_of_the_root(root: Path, tmp_path: Path) -> None:
+    leads_nowhere(root, tmp_path / "root", paths_out_of_the_root(30))
 
 
 def test_models_come_and_go(root: Path) -> None:
     with Served([str(root / "mood")], root=root) as server, httpx.Client(base_url=server.url, timeout=30) as http:
         known = {run["id"]: run["loaded"] for run in http.get("/v1/runs").json()["data"]}
-        assert known == {"bert": False, "chat": False, "en-zh": False, "mood": True, "short": False}
+        assert known == {"bert": False, "chat": False, "en-zh": False, "lm": False, "mood": True, "short": False}
         refused(http.post("/v1/embeddings", json={"model": "bert", "input": "x"}), 404)
         assert http.post("/v1/models", json={"model": "bert"}).json()["task"] == "embedding"
         refused(http.post("/v1/models", json={"model": "bert"}), 409, "model_loaded")
@@ -410,7 +422,7 @@ def test_without_the_key_only_health_answers(root: Path, tmp_path: Path) -> None
         ]:
             for wrong in (
                 {},
-                {"authorization": "Bearer "},
+                {"authorization": "Bearer"},
                 {"authorization": f"Bearer {KEY}x"},
                 {"authorization": KEY},
             ):
@@ -448,13 +460,13 @@ def test_what_does_not_start(root: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert named_runs([run, "x=" + run]) == [("mood", Path(run)), ("x", Path(run))]
 
 
-def test_overload_is_refused_and_the_accepted_are_unharmed(tiny_run: Run) -> None:
+def test_overload_is_refused_and_the_accepted_are_unharmed(lm: Run) -> None:
     """Ten times what there is room for, at once."""
-    wanted = tiny_run.generate("It was", max_new_tokens=40, temperature=0)
+    wanted = lm.generate("It was", max_new_tokens=40, temperature=0)
     how = {"model": "lm", "prompt": "It was", "max_tokens": 40, "temperature": 0}
     limits = EngineLimits(most_rows=2, most_waiting=4)
     with (
-        Served([f"lm={tiny_run.path}"], engine=limits) as server,
+        Served([f"lm={lm.path}"], engine=limits) as server,
         httpx.Client(base_url=server.url, timeout=60) as http,
     ):
         with ThreadPoolExecutor(60) as pool:
@@ -505,8 +517,8 @@ def test_who_leaves_frees_the_slot(server: Served) -> None:
     assert server.running.library.get("chat").engine.metrics().aborted > before
 
 
-def test_what_was_accepted_is_ended_before_the_server_stops(tiny_run: Run) -> None:
-    with Served([f"lm={tiny_run.path}"], engine=EngineLimits(most_rows=1)) as server:
+def test_what_was_accepted_is_ended_before_the_server_stops(lm: Run) -> None:
+    with Served([f"lm={lm.path}"], engine=EngineLimits(most_rows=1)) as server:
         begun, texts = threading.Barrier(5), [""] * 4
 
         def read(number: int) -> None:
@@ -583,7 +595,7 @@ def throw(server: Served, count: int, seed: int) -> None:
     chance = random.Random(seed)
     for number in range(count):
         data = malformed(chance)
-        answer = server.raw(data)
+        answer = server.raw(data, ends=True)
         status = re.match(rb"HTTP/1\.1 (\d+)", answer)
         assert not status or int(status[1]) < 500, (number, data[:200], answer[:300])
 
@@ -710,7 +722,7 @@ def fuzz(server: Served, most: int, seed: int) -> int:
 
 
 def test_the_schema_is_true(server: Served) -> None:
-    assert fuzz(server, 150, seed=1) >= 100
+    assert fuzz(server, 40, seed=1) >= 40
     no_slot_is_lost(server, "lm", 5)
 
 
@@ -726,6 +738,11 @@ def test_a_thousand_clients_that_leave(root: Path) -> None:
 
 
 @pytest.mark.slow
+def test_two_hundred_names_lead_nowhere(root: Path, tmp_path: Path) -> None:
+    leads_nowhere(root, tmp_path / "root", paths_out_of_the_root(200))
+
+
+@pytest.mark.slow
 def test_five_thousand_requests_of_the_schema(server: Served) -> None:
     assert fuzz(server, 5000, seed=2) >= 3000
 
@@ -737,13 +754,13 @@ def test_two_thousand_malformed_requests(server: Served, http: httpx.Client) -> 
 
 
 @pytest.mark.slow
-def test_sigterm_under_load(tiny_run: Run) -> None:
+def test_sigterm_under_load(lm: Run) -> None:
     """The real command and the real signal: every accepted stream comes to its end, and the exit code is 0."""
     import signal
     import subprocess
     import sys
 
-    command = [sys.executable, "-m", "zhixing", "serve", f"lm={tiny_run.path}", "--port", "0", "--most-rows", "2"]
+    command = [sys.executable, "-m", "zhixing", "serve", f"lm={lm.path}", "--port", "0", "--most-rows", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     first = next(line for line in process.stderr if line.startswith("listening"))

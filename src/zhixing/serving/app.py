@@ -177,7 +177,8 @@ def _model_routes(app: FastAPI, service: Service) -> None:
 
 
 def _writing_routes(app: FastAPI, service: Service) -> None:
-    streamed = {200: {"content": STREAMED, "description": "The answer, or a stream of its parts."}}
+    told = "The answer, or a stream of its parts."
+    streamed: dict[int | str, dict[str, Any]] = {200: {"content": STREAMED, "description": told}}
 
     @app.post("/v1/completions", response_model=answers.Completion, responses={**ERRORS, **streamed}, tags=["writing"],
               summary="Go on with a text")  # fmt: skip

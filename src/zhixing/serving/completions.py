@@ -140,15 +140,12 @@ async def complete(service: Service, request: Request, asked: CompletionRequest)
 
 def _prompts(hosted: Hosted, tokenizer: Tokenizer, asked: CompletionRequest) -> tuple[list[list[int]], list[str]]:
     """Ids of each prompt, and if it is to be repeated its text. ApiError: one that is over the context."""
-    given = asked.prompt
-    if isinstance(given, str):
-        given = [given]
-    elif given and isinstance(given[0], int):
-        given = [given]  # type: ignore[list-item]
+    one = isinstance(asked.prompt, str) or isinstance(asked.prompt[0], int)
+    given: Any = [asked.prompt] if one else asked.prompt
     texts: list[str] = []
     prompts: list[list[int]] = []
     for prompt in given:
-        ids = prompt_ids(tokenizer, [prompt])[0] if isinstance(prompt, str) else list(prompt)  # type: ignore[call-overload]
+        ids = prompt_ids(tokenizer, [prompt])[0] if isinstance(prompt, str) else list(prompt)
         if hosted.context is not None and len(ids) >= hosted.context:
             raise too_long(len(ids), hosted.context - 1, "prompt")
         prompts.append(ids)

@@ -81,7 +81,7 @@ def opened(path: Path) -> tuple[Task, Any]:
     if isinstance(run, Chat):
         return "dialogue", run
     if isinstance(run, Translator | Summarizer):
-        return run.stored.task, run  # type: ignore[return-value]  # that of dialogue has a template, so it is a Chat
+        return run.stored.task, run
     return "generation", run
 
 

@@ -31,7 +31,8 @@ class Log:
 
     def failure(self, request_id: str, error: BaseException) -> None:
         """An error of ours: its kind and where it was raised, without its message, which may hold a prompt."""
-        kinds, places = [], []
+        kinds: list[str] = []
+        places: list[list[str]] = []
         cause: BaseException | None = error
         while cause is not None and len(kinds) < 5:
             kinds.append(type(cause).__name__)

@@ -59,7 +59,8 @@ class Protocol(H11Protocol):
 
     def _asked(self) -> bool:
         """Whether a request is being answered."""
-        return self.cycle is not None and not self.cycle.response_complete
+        cycle: Any = self.cycle  # None before the first, whatever uvicorn declares
+        return cycle is not None and not cycle.response_complete
 
     def _watch(self) -> None:
         if self._asked():

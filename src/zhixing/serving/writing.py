@@ -7,7 +7,7 @@ everybody else's. Choice p * n + s is sample s of prompt p.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -133,7 +133,7 @@ class Writing:
 
         return ended
 
-    async def pieces(self) -> AsyncIterator[list[Piece]]:
+    async def pieces(self) -> AsyncGenerator[list[Piece], None]:
         """What has come since the last time, to the end of all choices; whoever leaves early cancels the rest."""
         try:
             if self._searches:
