@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import select
 import socket
 import threading
 from pathlib import Path
@@ -120,17 +121,22 @@ class Served:
         return self.running.library.get(model).engine.metrics().rows
 
     def raw(self, data: bytes, *, ends: bool = False, seconds: float = 10.0) -> bytes:
-        """What the server says to some bytes, until it closes the connection; `ends`: we close our side of it first."""
+        """What the server says to some bytes, until it closes the connection.
+
+        `ends`: we close our side of it after a first answer, or when none comes: it waits for no rest and no more.
+        """
         host, port = self.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=seconds) as connection:
             answer = b""
             try:
                 connection.sendall(data)
                 if ends:
+                    if select.select([connection], [], [], 0.05)[0]:
+                        answer = connection.recv(65536)
                     connection.shutdown(socket.SHUT_WR)
                 while chunk := connection.recv(65536):
                     answer += chunk
-            except (ConnectionError, TimeoutError) as error:
+            except OSError as error:  # it has closed the connection first
                 if isinstance(error, TimeoutError):
                     raise
             return answer

@@ -385,7 +385,7 @@ def leads_nowhere(root: Path, inside: Path, names: list[str]) -> None:
 
 
 def test_no_name_leads_out_of_the_root(root: Path, tmp_path: Path) -> None:
-    leads_nowhere(root, tmp_path / "root", paths_out_of_the_root(30))
+    leads_nowhere(root, tmp_path / "root", paths_out_of_the_root(10))
 
 
 def test_models_come_and_go(root: Path) -> None:
@@ -709,7 +709,7 @@ def fuzz(server: Served, most: int, seed: int) -> int:
                 continue
 
             @seeded(seed)
-            @settings(max_examples=1 if bodiless else max(1, most // 20), database=None, deadline=None,
+            @settings(max_examples=1 if bodiless else max(1, most // 16), database=None, deadline=None,
                       phases=[Phase.generate], suppress_health_check=list(HealthCheck))  # fmt: skip
             @given(case=operation.as_strategy(generation_mode=mode))
             def send(case: Any) -> None:
@@ -743,8 +743,9 @@ def test_two_hundred_names_lead_nowhere(root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_five_thousand_requests_of_the_schema(server: Served) -> None:
-    assert fuzz(server, 5000, seed=2) >= 3000
+@pytest.mark.parametrize("part", range(5))
+def test_five_thousand_requests_of_the_schema(server: Served, part: int) -> None:
+    assert fuzz(server, 1000, seed=2 + part) >= 1000
 
 
 @pytest.mark.slow
