@@ -22,6 +22,7 @@ import test_marian as marian
 import test_t5 as t5
 from zhixing.decoding.beam import beam_search
 from zhixing.decoding.generate import generate_ids
+from zhixing.decoding.protocol import rearrange
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 from zhixing.interchange.seq2seq_directory import LAYOUTS, Generation, Layout, Seq2Seq, generation_of
@@ -147,9 +148,23 @@ def test_rows_that_are_picked_repeated_dropped_and_joined(model: Seq2Seq) -> Non
     assert twice.lengths.tolist() == [4] and twice.owners.tolist() == [0]
 
 
+def test_rows_rearranged_in_place_are_rows_selected(model: Seq2Seq) -> None:
+    """Beams that change places among their own text's, and rows that come to read another's."""
+    for rows in ([0, 0, 0, 3, 2, 5, 5], [1, 0, 3, 2, 4, 4, 6], [6, 1, 2, 3, 4, 5, 0]):
+        order, width = torch.tensor(rows), torch.tensor([0, 0, 1, 1, 2, 2, 2])
+        copied, moved = (model.read_sources(texts(3), 12)[0].select(width) for _ in range(2))
+        for step in range(3):
+            ids = torch.arange(4, 11)[:, None] + step
+            copied, moved = copied.select(order), rearrange(moved, order)
+            found = [model.step(ids, torch.ones(7, dtype=torch.int64), state) for state in (copied, moved)]
+            torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-5)
+        assert torch.equal(moved.lengths, copied.lengths)
+
+
 def test_a_memory_is_shared_by_the_hypotheses_of_a_text(model: Seq2Seq) -> None:
     state, _ = model.read_sources(texts(3), 10)
-    *tensors, width = state.select(torch.tensor([0, 0, 1, 1, 2, 2])).memory()
+    memory = state.select(torch.tensor([0, 0, 1, 1, 2, 2])).memory()
+    *tensors, width = memory if isinstance(memory, tuple) else memory.beside
     assert width == 2
     assert {tensor.data_ptr() for tensor in tensors[:2]} == {state.keys.data_ptr(), state.values.data_ptr()}
     forgotten = state.select(torch.tensor([2, 2]))

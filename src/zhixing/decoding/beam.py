@@ -39,7 +39,7 @@ from torch import Tensor
 
 from zhixing.decoding.filters import forbidden, forced, no_bad_words, no_repeats
 from zhixing.decoding.generate import Alternatives, FinishReason, prefill, room_for, token_logprobs
-from zhixing.decoding.protocol import LanguageModel, S, as_reader
+from zhixing.decoding.protocol import LanguageModel, S, as_reader, rearrange
 from zhixing.decoding.sampling import refuse_not_finite
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
@@ -205,7 +205,7 @@ def _search(
         if not searches:
             return [_best_of_groups(of_prompt, settings) for of_prompt in everything]
         if going != list(range(len(state.lengths))):  # else every hypothesis went on in its place
-            state = state.select(torch.tensor(going, device=device))
+            state = rearrange(state, torch.tensor(going, device=device))
         newest = [_padded(search, settings.group_size)[1] for search in searches]
         ids = torch.tensor([node.id for nodes in newest for node in nodes if node is not None], device=device)
         hidden = model.step(ids[:, None], torch.ones_like(ids), state)[:, 0]  # (G * W, D)

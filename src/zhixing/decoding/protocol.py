@@ -18,6 +18,7 @@ class State(Protocol):
 
     It may have more, where that is faster or can be done at all:
     `keep(places) -> Self`, as `select` with the places of `leave`, in place: the state itself is used up;
+    `rearrange(rows) -> Self`, as `select` of as many rows as there are, in place: the state itself is used up;
     `fit(capacity) -> Self`, the same with less room, which must hold what is written;
     `piece(start)` and `take(piece)`, which make it a `Pieced`.
     """
@@ -131,6 +132,12 @@ def as_continuer(model: LanguageModel[S]) -> Continuer[S]:
 def as_pieced(state: State) -> Pieced | None:
     """The state, if it can be kept in pieces."""
     return cast(Pieced, state) if hasattr(state, "piece") else None
+
+
+def rearrange(state: S, rows: Tensor) -> S:
+    """The given rows in that order, in place where the state can and none go. The state is used up."""
+    in_place: Callable[[Tensor], S] | None = getattr(state, "rearrange", None)
+    return state.select(rows) if in_place is None or len(rows) != len(state.lengths) else in_place(rows)
 
 
 def leave(state: S, leaving: Sequence[int]) -> tuple[S, list[int]]:

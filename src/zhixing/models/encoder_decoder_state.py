@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zhixing.models.layers import DecodingState
+from zhixing.models.layers import DecodingState, Memory
 
 SPARE = 16  # tokens: the room behind what is written that a copy of the caches gets
 
@@ -39,7 +39,7 @@ class EncoderDecoderState:
         self.written, self.keys, self.values = written, keys, values
         self.source_lengths, self.owners = source_lengths, owners
         self.capacity = written.capacity if capacity is None else capacity
-        self._shared: tuple[Tensor, Tensor, Tensor | None, int] | None = None
+        self._memory: Memory | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -55,9 +55,18 @@ class EncoderDecoderState:
             keys, values, lengths = keys[:, texts], values[:, texts], lengths[texts]
         return EncoderDecoderState(written, keys, values, lengths, owners, self.capacity)
 
+    def rearrange(self, rows: Tensor) -> EncoderDecoderState:
+        """As `select` of as many rows that read the same texts as before, in place. Uses this up."""
+        if not torch.equal(self.owners[rows], self.owners):
+            return self.select(rows)
+        self.written = self.written.rearrange(rows)
+        return self
+
     def hold(self, count: int) -> None:
         """Make room for `count` more tokens a row, as far as `capacity` goes."""
-        self.written.hold(min(self.capacity, int(self.lengths.max()) + count))
+        needed = int(self.lengths.max()) + count
+        if needed > self.written.capacity:
+            self.written.hold(min(self.capacity, needed + SPARE))
 
     def append(self, other: EncoderDecoderState) -> EncoderDecoderState:
         """The rows of both, this one's first."""
@@ -71,19 +80,11 @@ class EncoderDecoderState:
         capacity = max(self.capacity, other.capacity)
         return EncoderDecoderState(self.written.append(other.written), keys, values, lengths, owners, capacity)
 
-    def memory(self) -> tuple[Tensor, Tensor, Tensor | None, int]:
-        """Keys and values, (L, G, H, S, K), their mask (G, 1, 1, S) or None, and the rows W that share each.
-
-        Shared as they lie where every text has its W rows beside each other; else each row gets a copy, W = 1.
-        """
-        if self._shared is None:
-            keys, values, lengths = self.keys, self.values, self.source_lengths
-            width = max(1, len(self.owners) // len(lengths))
-            beside = torch.arange(len(lengths), device=self.owners.device).repeat_interleave(width)
-            if not torch.equal(self.owners, beside):
-                keys, values, lengths, width = keys[:, self.owners], values[:, self.owners], lengths[self.owners], 1
-            self._shared = keys, values, source_mask(lengths, keys.shape[3]), width
-        return self._shared
+    def memory(self) -> Memory:
+        """What the rows read."""
+        if self._memory is None:
+            self._memory = Memory(self.keys, self.values, self.source_lengths, self.owners)
+        return self._memory
 
 
 def new_state(pairs: Sequence[tuple[Tensor, Tensor]], source_lengths: Tensor, capacity: int) -> EncoderDecoderState:
@@ -102,10 +103,3 @@ def padded_sources(sources: Sequence[Sequence[int]], device: torch.device) -> tu
     """Texts as one tensor (G, S), right-padded with 0, and their lengths (G,)."""
     lengths = torch.tensor([len(ids) for ids in sources], device=device)
     return nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in sources], batch_first=True).to(device), lengths
-
-
-def source_mask(lengths: Tensor, longest: int) -> Tensor | None:
-    """(G, 1, 1, S), True where a real token stands; None where all are real."""
-    if int(lengths.min()) == longest:
-        return None
-    return (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None]

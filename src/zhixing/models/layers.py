@@ -7,6 +7,7 @@ size (D / H), F d_ff. Masks are boolean, True = may attend.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -17,6 +18,7 @@ from zhixing.errors import InputError
 from zhixing.models.products import linear
 
 FEWEST_NUMBERS = 2**14  # below, a loop is not worth numba's start
+FEWEST_CHANNELS = 128  # of a step; decided by the model alone, so that a row is the same in any company
 SPARE_ROWS = 8  # where rows join, there is room for a multiple of so many
 MOST_KEPT = 2**23  # B H T S, of a layer's attention weights that are kept for the way back: 32 MB in fp32
 
@@ -30,6 +32,18 @@ def compiled_loops(x: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.numel() >= FEWEST_NUMBERS
         and not torch.compiler.is_compiling()
+    )
+
+
+def compiled_step(x: Tensor) -> bool:
+    """Whether one new token a row, x (B, 1, D), goes through our own loops: fp32 on a processor, without gradients."""
+    return (
+        x.shape[1] == 1
+        and not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.shape[2] >= FEWEST_CHANNELS
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
@@ -140,6 +154,14 @@ class DecodingState:
         slots = slice(None if capacity is None else capacity + 1)
         keys, values = self.keys[:, :, :, slots], self.values[:, :, :, slots]
         return DecodingState(keys[:, rows], values[:, rows], self.lengths[rows])
+
+    def rearrange(self, rows: Tensor) -> DecodingState:
+        """As `select` of as many rows, in place: only what is written in rows that change is copied. Uses this up."""
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
+        sources, written = rows[moved], slice(int(self.lengths.max()))
+        for cache in (self.keys, self.values):
+            cache[:, moved, :, written] = cache[:, sources, :, written]
+        return DecodingState(self.keys, self.values, self.lengths[rows])
 
     def keep(self, places: Sequence[int]) -> DecodingState:
         """As `select`, in place; a row moves only from behind the places, as in `protocol.leave`. Uses this up."""
@@ -283,6 +305,11 @@ class SelfAttention(nn.Module):
 
     def step(self, x: Tensor, rotary: Tensor | None, cache: KeyValueCache, positions: Tensor | int) -> Tensor:
         """The same for T new tokens a row, with the earlier ones in the cache."""
+        if isinstance(positions, int) and rotary is None and self.q_norm is None and compiled_step(x):
+            from zhixing.models.step_attention import attend_and_store  # numba comes with it
+
+            mixed = attend_and_store(self.qkv(x)[:, 0], cache.keys, cache.values, positions)  # (B, H K)
+            return self.out(mixed[:, None])  # type: ignore[no-any-return]
         q, k, v = self.heads(x, rotary)
         cache.write(k, v, positions)
         count = x.shape[1]
@@ -426,6 +453,36 @@ class BiasedAttention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What was read: keys and values (L, G, H, S, K) of G texts, lengths (G,), and each row's text, owners (B,)."""
+
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    owners: Tensor
+
+    @cached_property
+    def beside(self) -> tuple[Tensor, Tensor, Tensor | None, int]:
+        """Keys and values, (L, G, H, S, K), their mask (G, 1, 1, S) or None, and the rows W that share each.
+
+        Shared as they lie where every text has its W rows beside each other; else each row gets a copy, W = 1.
+        """
+        keys, values, lengths = self.keys, self.values, self.lengths
+        width = max(1, len(self.owners) // len(lengths))
+        beside = torch.arange(len(lengths), device=self.owners.device).repeat_interleave(width)
+        if not torch.equal(self.owners, beside):
+            keys, values, lengths, width = keys[:, self.owners], values[:, self.owners], lengths[self.owners], 1
+        return keys, values, source_mask(lengths, keys.shape[3]), width
+
+
+def source_mask(lengths: Tensor, longest: int) -> Tensor | None:
+    """(G, 1, 1, S), True where a real token stands; None where all are real."""
+    if int(lengths.min()) == longest:
+        return None
+    return (torch.arange(longest, device=lengths.device) < lengths[:, None])[:, None, None]
+
+
 class CrossAttention(nn.Module):
     """softmax(Q K^T / sqrt(K)) V: Q of what is written, K and V of what was read (Vaswani et al. 2017, 3.2.3).
 
@@ -459,6 +516,18 @@ class CrossAttention(nn.Module):
         """y (B, T, D) looks at k, v (B, H, S, K); mask (B, 1, 1, S) or None -> (B, T, D)."""
         mixed = attend(self._queries(y), k, v, mask, self.dropout if self.training else 0.0)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def step(self, y: Tensor, memory: Memory, layer: int) -> Tensor:
+        """The same for T new tokens y (B, T, D) of the rows that share a memory."""
+        if compiled_step(y):
+            from zhixing.models.step_attention import look
+
+            q = self.q(y)[:, 0] if self.q_scale == 1 else self.q(y)[:, 0] * self.q_scale  # (B, H K)
+            mixed = look(q, memory.keys[layer], memory.values[layer], memory.owners, memory.lengths)
+            return self.out(mixed[:, None])  # type: ignore[no-any-return]
+        keys, values, mask, width = memory.beside
+        beside = y.reshape(-1, width * y.shape[1], y.shape[2])  # (G, W T, D)
+        return self(beside, keys[layer], values[layer], mask).view_as(y)  # type: ignore[no-any-return]
 
     def weights(self, y: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """How much each token of y (B, T, D) takes from each that was read: (B, H, T, S), rows sum to 1.

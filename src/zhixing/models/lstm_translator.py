@@ -41,8 +41,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zhixing.errors import InputError
-from zhixing.models.encoder_decoder_state import padded_sources, source_mask
-from zhixing.models.layers import Linear
+from zhixing.models.encoder_decoder_state import padded_sources
+from zhixing.models.layers import Linear, source_mask
+from zhixing.models.products import linear
 from zhixing.models.recurrence import LSTMWeights, lstm_cell, read_both_ways, start_bias
 
 AttentionKind = Literal["bahdanau", "luong"]
@@ -310,7 +311,7 @@ class LSTMTranslator(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> logits (..., V) fp32."""
-        return F.linear(hidden, self.head()).float()
+        return linear(hidden, self.head(), None).float()
 
     @property
     def longest_source(self) -> int:

@@ -27,14 +27,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zhixing.models.encoder_decoder_state import EncoderDecoderState, new_state, padded_sources, source_mask
+from zhixing.models.encoder_decoder_state import EncoderDecoderState, new_state, padded_sources
 from zhixing.models.layers import (
     BidirectionalAttention,
     CrossAttention,
     KeyValueCache,
     Linear,
+    Memory,
     SelfAttention,
+    source_mask,
 )
+from zhixing.models.products import linear
 
 Activation = Literal["silu", "gelu", "relu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
@@ -123,15 +126,12 @@ class DecoderBlock(nn.Module):
         y: Tensor,
         cache: KeyValueCache,
         positions: Tensor | int,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        width: int,
+        memory: Memory,
+        layer: int,
     ) -> Tensor:
-        """The same for T new tokens of B = G * width rows; k, v (G, H, S, K) of the texts, mask (G, 1, 1, S)."""
+        """The same for T new tokens of B rows; layer: which of the memory's is this block's."""
         y = self.attention_norm(y + self.attention.step(y, None, cache, positions))
-        beside = y.reshape(-1, width * y.shape[1], y.shape[2])  # (G, W T, D)
-        y = self.cross_attention_norm(y + self.cross_attention(beside, k, v, mask).view_as(y))
+        y = self.cross_attention_norm(y + self.cross_attention.step(y, memory, layer))
         return self.feed_forward_norm(y + self.feed_forward(y))  # type: ignore[no-any-return]
 
 
@@ -207,7 +207,7 @@ class Marian(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> logits (..., V) fp32."""
-        return F.linear(hidden, self.head(), self.logits_bias).float()
+        return linear(hidden, self.head(), self.logits_bias).float()
 
     @property
     def longest_source(self) -> int:
@@ -232,9 +232,8 @@ class Marian(nn.Module):
         state.hold(ids.shape[1])
         slots, places = state.written.positions(ids.shape[1])
         y = self._input(self.embedding, ids, self.positions[places.clamp(max=self.settings.max_len - 1)])
-        keys, values, mask, width = state.memory()
         for layer, block in enumerate(self._decoder_blocks()):
-            y = block.step(y, state.written.cache(layer), slots, keys[layer], values[layer], mask, width)
+            y = block.step(y, state.written.cache(layer), slots, state.memory(), layer)
         state.written.advance(n_new)
         return y
 

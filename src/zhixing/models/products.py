@@ -18,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FEWEST_ROWS = 64  # below, a product waits for memory whichever library makes it
+# Without gradients our own loops lead up to so many rows (over MKL 1.1 to 2 times, Zen 3), by whether oneDNN leads
+MOST_ROWS = {False: 64, True: 16}
+FEWEST_WEIGHTS = 2**16  # below, it takes longer to call a product than to make it
 
 
 @cache
@@ -72,10 +75,25 @@ class OneDNNLinear(torch.autograd.Function):
         return dx, dw, dy.sum(0) if ctx.needs_input_grad[2] else None
 
 
+def product_of_few(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `linear`, by the loops of few_rows.py: a row's numbers have the same bits whatever stands beside it."""
+    from zhixing.models.few_rows import UNSCALED, matmul, use_threads  # numba comes with it
+
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    y = torch.empty(len(flat), len(weight))
+    matmul(weight.detach().contiguous().numpy(), UNSCALED, flat.numpy(), y.numpy(), use_threads())
+    return (y if bias is None else y.add_(bias)).view(*x.shape[:-1], -1)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., K), weight (N, K), bias (N,) or None -> (..., N); F.linear wherever oneDNN would not be faster."""
     plain = x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
-    if plain or torch.compiler.is_compiling() or not onednn_leads() or x.numel() < FEWEST_ROWS * x.shape[-1]:
+    if plain or torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
+    rows = x.numel() // x.shape[-1]
+    if not torch.is_grad_enabled() and 0 < rows <= MOST_ROWS[onednn_leads()] and weight.numel() >= FEWEST_WEIGHTS:
+        return product_of_few(x, weight, bias)
+    if not onednn_leads() or rows < FEWEST_ROWS:
         return F.linear(x, weight, bias)
     apply: Any = OneDNNLinear.apply
     y: Tensor = apply(x.reshape(-1, x.shape[-1]), weight, bias)

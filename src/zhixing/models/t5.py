@@ -32,17 +32,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zhixing.models.encoder_decoder_state import EncoderDecoderState, new_state, padded_sources, source_mask
+from zhixing.models.encoder_decoder_state import EncoderDecoderState, new_state, padded_sources
 from zhixing.models.layers import (
     BiasedAttention,
     CrossAttention,
     JoinedLinear,
     KeyValueCache,
     Linear,
+    Memory,
     RMSNorm,
     ScoreBias,
     compiled_loops,
+    source_mask,
 )
+from zhixing.models.products import linear
 
 FeedForwardKind = Literal["gated-gelu", "relu"]
 
@@ -189,15 +192,12 @@ class DecoderBlock(nn.Module):
         bias: ScoreBias,
         cache: KeyValueCache,
         positions: Tensor | int,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        width: int,
+        memory: Memory,
+        layer: int,
     ) -> Tensor:
-        """The same for T new tokens of B = G * width rows; k, v (G, H, S, K) of the texts, mask (G, 1, 1, S)."""
+        """The same for T new tokens of B rows; layer: which of the memory's is this block's."""
         y = y + self.attention.step(self.attention_norm(y), bias, cache, positions)
-        beside = self.cross_attention_norm(y).reshape(-1, width * y.shape[1], y.shape[2])  # (G, W T, D)
-        y = y + self.cross_attention(beside, k, v, mask).view_as(y)
+        y = y + self.cross_attention.step(self.cross_attention_norm(y), memory, layer)
         return y + self.feed_forward(self.feed_forward_norm(y))  # type: ignore[no-any-return]
 
 
@@ -278,7 +278,7 @@ class T5(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden (..., D) -> logits (..., V) fp32."""
-        return F.linear(hidden, self.head()).float()
+        return linear(hidden, self.head(), None).float()
 
     @property
     def longest_source(self) -> int:
@@ -306,9 +306,8 @@ class T5(nn.Module):
         seen = slots + ids.shape[1] if isinstance(slots, int) else min(int(slots.max()) + 1, most)
         bias = self.positions_written.bias(places, seen)  # (1 or B, H, T, seen)
         y = self.dropout(self.embedding(ids))
-        keys, values, mask, width = state.memory()
         for layer, block in enumerate(self._decoder_blocks()):
-            y = block.step(y, bias, state.written.cache(layer), slots, keys[layer], values[layer], mask, width)
+            y = block.step(y, bias, state.written.cache(layer), slots, state.memory(), layer)
         state.written.advance(n_new)
         return self._output(y)
 
