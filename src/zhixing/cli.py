@@ -488,16 +488,20 @@ def import_(
 @app.command()
 def export(
     run: RunFolder,
-    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to make.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="The folder to make; for gguf, the file.")],
     to: Annotated[
-        str, typer.Option(help="transformers; peft: a run's LoRA adapter; ctranslate2: a translator or summarizer.")
+        str,
+        typer.Option(
+            help="transformers; peft: a run's LoRA adapter; ctranslate2: a translator or summarizer; gguf: a gpt."
+        ),
     ] = "transformers",
     max_shard_size: Annotated[str | None, typer.Option(help="Split the weights, e.g. 100MB.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of a gguf: f32 (the default), bf16 or q8_0.")] = None,
 ) -> None:
     """Write a model for another tool, and check that it says the same there."""
     from zhixing.entry import export_any
 
-    export_any(run, out, to, max_shard_size)
+    export_any(run, out, to, max_shard_size, dtype)
     typer.echo(out)
 
 

@@ -38,11 +38,13 @@ EXTRAS = {
     "tensorboard": "train.tensorboard = true",
     "transformers": "checking an export",
     "ctranslate2": "zhixing export --to ctranslate2",
+    "gguf": "zhixing export --to gguf",
 }
 EXTRA_OF = {
     "pyarrow": "pip install 'zhixing[parquet]'",
     "tensorboard": "pip install 'zhixing[tensorboard]'",
     "ctranslate2": "pip install 'zhixing[ctranslate2]'",
+    "gguf": "pip install 'zhixing[gguf]'",
 }
 MARKS = {"good": "✓", "note": "·", "bad": "✗"}
 COLOURS = {"good": "32", "note": "33", "bad": "31"}

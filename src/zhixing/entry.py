@@ -12,13 +12,15 @@ from zhixing.evaluation.seq2seq_comparison import Seq2SeqComparison
 from zhixing.interchange.adapter_directory import export_adapter, import_adapter, is_adapter
 from zhixing.interchange.chat_directory import is_chat
 from zhixing.interchange.classifier_directory import is_classifier
+from zhixing.interchange.gguf_file import export_gguf, usage
 from zhixing.interchange.seq2seq_directory import is_seq2seq
+from zhixing.progress import say
 from zhixing.recipe import PAIR_TASKS
 from zhixing.run import Run, asked_recipe, export_run, import_run, load, started, train
 from zhixing.seq2seq import Summarizer, Translator, load_seq2seq, train_seq2seq
 from zhixing.seq2seq_beside import compare_seq2seq, export_seq2seq
 
-EXPORTS = ("transformers", "peft", "ctranslate2")
+EXPORTS = ("transformers", "peft", "ctranslate2", "gguf")
 
 AnyRun = Run | Classifier | Translator | Summarizer | Chat
 
@@ -51,11 +53,21 @@ def import_any(source: str, out: str, base: str = "") -> None:
     import_run(source, out)
 
 
-def export_any(run: str, out: str, to: str = "transformers", max_shard_size: str | None = None) -> None:
-    """Write a model for another tool: `transformers`; `peft`, the adapter of a run that was trained with LoRA; or
-    `ctranslate2`, a translator or summarizer."""
+def export_any(
+    run: str, out: str, to: str = "transformers", max_shard_size: str | None = None, dtype: str | None = None
+) -> None:
+    """Write a model for another tool: `transformers`; `peft`, the adapter of a run that was trained with LoRA;
+    `ctranslate2`, a translator or summarizer; `gguf`, a gpt as one file for llama.cpp, f32 or of this dtype."""
     if to not in EXPORTS:
         raise InputError(f"there is no export to {to!r}", mend=f"those known are {', '.join(EXPORTS)}")
+    if dtype and to != "gguf":
+        raise InputError("a dtype is for --to gguf", mend="leave out --dtype")
+    if to == "gguf":
+        if max_shard_size:
+            raise InputError("a gguf is one file", mend="leave out --max-shard-size")
+        say(export_gguf(Path(run), Path(out), dtype or "f32").summary())
+        say(f"next:  {usage(Path(out))}")
+        return
     if to == "ctranslate2":
         if max_shard_size:
             raise InputError("CTranslate2's weights are one file", mend="leave out --max-shard-size")
