@@ -8,7 +8,7 @@ Shapes: B rows, G texts that are read, W rows a text, S tokens read, H heads, K 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from zhixing.models.layers import DecodingState, Memory
 
+FEW_PADDED = 0.75  # a text at least so long as the longest beside it is read with it ...
+WORTH_READING = 128  # ... and so are shorter ones, until so many tokens are read together: fewer are no faster
 SPARE = 16  # tokens: the room behind what is written that a copy of the caches gets
 
 
@@ -97,6 +99,45 @@ def new_state(pairs: Sequence[tuple[Tensor, Tensor]], source_lengths: Tensor, ca
     shape = (n_layers, n_texts, n_heads, capacity + 1, head_size)
     written = DecodingState(keys.new_zeros(shape), keys.new_zeros(shape), torch.zeros_like(source_lengths))
     return EncoderDecoderState(written, keys, values, source_lengths, torch.arange(n_texts, device=keys.device))
+
+
+def read_by_length(
+    sources: Sequence[Sequence[int]],
+    read: Callable[[Tensor, Tensor], list[tuple[Tensor, Tensor]]],
+    device: torch.device,
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Keys and values (G, H, S, K) of each decoder block for texts of any lengths, and these lengths (G,).
+
+    read: ids (g, s) right-padded and lengths (g,) -> the pairs of these texts. Texts of like length are read together:
+    16 sentences as they come are more than half padding.
+    """
+
+    def room(x: Tensor) -> Tensor:
+        return x.new_zeros(len(sources), *x.shape[1:])
+
+    order = sorted(range(len(sources)), key=lambda place: -len(sources[place]))
+    pieces: list[list[int]] = []
+    for place in order:
+        piece = pieces[-1] if pieces else []
+        longest = len(sources[piece[0]]) if piece else 0
+        if piece and (len(sources[place]) >= FEW_PADDED * longest or longest * len(piece) < WORTH_READING):
+            piece.append(place)
+        else:
+            pieces.append([place])
+    lengths = torch.tensor([len(ids) for ids in sources], device=device)
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for piece in pieces:
+        ids, own = padded_sources([sources[place] for place in piece], device)
+        found = read(ids, own)
+        if len(pieces) == 1:
+            back = torch.tensor(piece, device=device).argsort()
+            return [(k[back], v[back]) for k, v in found], lengths
+        if not pairs:  # the longest texts come first
+            pairs = [(room(k), room(v)) for k, v in found]
+        for pair, part in zip(pairs, found, strict=True):
+            for whole, x in zip(pair, part, strict=True):
+                whole[piece, :, : x.shape[2]] = x
+    return pairs, lengths
 
 
 def padded_sources(sources: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

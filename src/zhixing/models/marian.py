@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zhixing.models.encoder_decoder_state import EncoderDecoderState, new_state, padded_sources
+from zhixing.models.encoder_decoder_state import EncoderDecoderState, new_state, read_by_length
 from zhixing.models.layers import (
     BidirectionalAttention,
     CrossAttention,
@@ -220,12 +220,15 @@ class Marian(nn.Module):
 
     def read_sources(self, sources: Sequence[Sequence[int]], capacity: int) -> tuple[EncoderDecoderState, Tensor]:
         """Read the texts, one row each, and write the start id: the state, and the hidden state (G, D) of the start."""
-        ids, lengths = padded_sources(sources, self.embedding.weight.device)  # (G, S), (G,)
-        memory = self.encode(ids, source_mask(lengths, ids.shape[1]))
-        pairs = [block.cross_attention.keys_and_values(memory) for block in self._decoder_blocks()]
+        pairs, lengths = read_by_length(sources, self._keys_and_values, self.embedding.weight.device)
         state = new_state(pairs, lengths, min(capacity, self.settings.max_len))
         start = torch.full_like(lengths, self.settings.start_id)[:, None]
         return state, self.step(start, torch.ones_like(lengths), state)[:, 0]
+
+    def _keys_and_values(self, ids: Tensor, lengths: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What each decoder block looks at of the texts ids (G, S), lengths (G,): keys and values (G, H, S, K)."""
+        memory = self.encode(ids, source_mask(lengths, ids.shape[1]))
+        return [block.cross_attention.keys_and_values(memory) for block in self._decoder_blocks()]
 
     def step(self, ids: Tensor, n_new: Tensor, state: EncoderDecoderState) -> Tensor:
         """Feed T more tokens a row: ids (B, T) right-padded, row b has n_new[b] real ones. -> hidden (B, T, D)."""
