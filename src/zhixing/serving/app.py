@@ -102,26 +102,19 @@ def _errors(app: FastAPI) -> None:
         known = [name for p in getattr(dependant, "body_params", ()) for name in p.field_info.annotation.model_fields]
         return await told(request, invalid_body(error.errors(), known))
 
-    for kind in (
-        ApiError,
-        InputError,
-        QueueFullError,
-        DrainingError,
-        TimedOutError,
-        RequestCancelledError,
-        TimeoutError,
-    ):
+    expected = (ApiError, InputError, QueueFullError, DrainingError, TimedOutError, RequestCancelledError, TimeoutError)
+    for kind in (*expected, Exception):  # of the last the guard hears too, and logs it
         app.add_exception_handler(kind, told)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
-    # RequestFailedError and what else there may be is ours: the guard logs it and answers
 
 
 # ---- routes
 
 
 def _state_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/health", response_model=answers.Status, tags=["state"], summary="Whether the server runs")
+    @app.get("/health", response_model=answers.Status, responses={403: ERRORS[403]}, tags=["state"],
+             summary="Whether the server runs")  # fmt: skip
     async def health() -> Response:
         return answer({"status": "ok"})
 

@@ -100,7 +100,7 @@ def invalid_body(errors: Sequence[Mapping[str, Any]], known: Sequence[str]) -> A
     if first["type"] == "json_invalid":
         return ApiError(400, "the body is no JSON", code="invalid_json")
     if first["type"] == "extra_forbidden":
-        name = place[-1]
+        name = str(first["loc"][-1])[:SHOWN]
         near = difflib.get_close_matches(name, known, 1)
         mend = f"; did you mean {near[0]!r}?" if near else ""
         return ApiError(400, f"there is no parameter {name!r}{mend}", code="unknown_parameter", param=param)
