@@ -1,0 +1,130 @@
+/** A conversation: replies come as they are written, can be stopped, and written anew. */
+import { stream } from "./api.js";
+import { controls } from "./controls.js";
+import { announce, el, newId } from "./dom.js";
+import { codeBox, enterSends, examples, form, modelChoice, textField, textOf, workplace } from "./parts.js";
+import { number, say, sayAttribute, saying, told } from "./words.js";
+
+const PATH = "/v1/chat/completions";
+
+export function chat(models) {
+  const choice = modelChoice(models);
+  const system = textField("system", 2);
+  const systemNote = newId("note");
+  system.field.setAttribute("aria-describedby", systemNote);
+  const settings = controls(["temperature", "top_p", "max_tokens", "seed"], Math.min(256, Math.floor((models[0].max_model_len ?? 512) / 2)));
+  const code = codeBox();
+  const turns = el("ol", { class: "turns" });
+  const begin = saying("p", { class: "note begin" }, "begin");
+  const log = sayAttribute(el("div", { class: "log", role: "log" }, begin, turns), "aria-label", "conversation");
+  const input = textField("message", 2);
+  const hint = newId("note");
+  input.field.setAttribute("aria-describedby", hint);
+  const place = workplace("send", () => send());
+  const again = saying("button", { type: "button", hidden: true, click: () => anew() }, "again");
+  const clear = saying("button", { type: "button", hidden: true, click: () => forget() }, "clear");
+  let said = []; // {role, text, node}, user and assistant in turn
+
+  function turn(role, text) {
+    const body = el("div", { class: "said", dir: "auto" }, text);
+    const node = el("li", { class: `turn ${role}` }, role === "user" ? saying("span", { class: "who" }, "you") : el("span", { class: "who" }, choice.model().id), body);
+    turns.append(node);
+    return { role, text, node, body };
+  }
+
+  function note(one, key, values) {
+    one.node.append(saying("p", { class: "note" }, key, values));
+  }
+
+  function changed() {
+    begin.hidden = said.length > 0;
+    again.hidden = said.at(-1)?.role !== "assistant" || place.busy();
+    clear.hidden = said.length === 0 || place.busy();
+  }
+
+  /** What the model is told: turns that it answered with something, and the last. */
+  function messages() {
+    const list = said.filter(({ role, text }, n) => text !== "" && !(role === "user" && said[n + 1]?.text === ""));
+    const first = textOf(system.field).trim();
+    const before = first === "" ? [] : [{ role: "system", content: first }];
+    return [...before, ...list.map(({ role, text }) => ({ role, content: text }))];
+  }
+
+  function send() {
+    const text = textOf(input.field).trim();
+    if (place.busy()) return;
+    if (text === "") return place.box.remark("blank");
+    input.field.value = "";
+    said.push(turn("user", text));
+    reply();
+  }
+
+  function anew() {
+    if (place.busy()) return;
+    said.pop().node.remove();
+    reply();
+  }
+
+  function forget() {
+    for (const { node } of said) node.remove();
+    said = [];
+    place.box.clear();
+    code.root.hidden = true;
+    changed();
+    announce(told("cleared"));
+    input.field.focus();
+  }
+
+  async function reply() {
+    const body = { model: choice.model().id, messages: messages(), ...settings.values(), stream: true };
+    const one = turn("assistant", "");
+    said.push(one);
+    log.setAttribute("aria-busy", "true"); // what it says is read out when it is whole
+    let whole = false;
+    const working = place.run(async (signal, begun) => {
+      code.done([{ path: PATH, body }]);
+      for await (const chunk of stream(PATH, body, signal)) {
+        if (chunk.zhixing?.turns_cut) note(one, "cut", { n: number(chunk.zhixing.turns_cut) });
+        const [part] = chunk.choices;
+        if (part?.delta.content) {
+          begun();
+          one.text += part.delta.content;
+          one.body.append(part.delta.content);
+          one.node.scrollIntoView({ block: "nearest" });
+        }
+        if (part?.finish_reason === "length") note(one, "full_length");
+      }
+      whole = true;
+    });
+    changed();
+    await working;
+    if (!whole && one.text === "") { // nothing came: the message is the person's again
+      said.pop().node.remove();
+      const question = said.pop();
+      question.node.remove();
+      if (input.field.value === "") input.field.value = question.text;
+    } else if (!whole) {
+      note(one, place.box.root.hasChildNodes() ? "broken" : "stopped");
+    } else if (one.text === "") {
+      note(one, "empty");
+    }
+    one.body.normalize();
+    log.removeAttribute("aria-busy");
+    changed();
+  }
+
+  enterSends(input.field, true, send);
+  const pick = (text) => {
+    input.field.value = text;
+    send();
+  };
+  const root = el("div", { class: "columns" },
+    el("div", { class: "column" },
+      log, place.box.root,
+      form({ class: "ask" }, send, input.root, saying("p", { class: "note", id: hint }, "send_hint"),
+        el("div", { class: "buttons" }, place.start, place.stop, again, clear, place.note)),
+      examples([["en", "Where have you been?"], ["zh-Hans", "你好，你会做什么？"]], pick),
+      code.root),
+    el("div", { class: "column aside" }, choice.root, el("div", {}, system.root, saying("p", { class: "note", id: systemNote }, "system_note")), settings.root));
+  return { root, end: place.end };
+}
