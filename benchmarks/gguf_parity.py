@@ -10,7 +10,7 @@ shipped novels and poems first. Prints one JSON line; a row for each run and dty
     agreed            of all characters that the run writes, the share before the two texts part
     check             what the export itself found
 
-Chat models are asked by messages. `control`: an export in which llama's q and k stay as they are; it must be refused.
+Chat models are asked by messages, without blanks at their ends, which zhixing takes away. `control`: an export in which llama's q and k stay as they are; it must be refused.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def read(task: dict[str, Any]) -> None:
         for prompt in PROMPTS:
             model.reset()
             if task["chat"]:
-                (choice,) = model.create_chat_completion([{"role": "user", "content": prompt}], **how)["choices"]
+                (choice,) = model.create_chat_completion([{"role": "user", "content": prompt.strip()}], **how)[
+                    "choices"
+                ]
                 texts.append(choice["message"]["content"])
             else:
                 texts.append(model(prompt, **how)["choices"][0]["text"])

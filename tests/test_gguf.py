@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -371,7 +372,7 @@ def test_a_tie_is_no_difference(answers: Answers, tokenizer: Tokenizer, tmp_path
 
 
 def test_a_report_says_what_was_checked() -> None:
-    report = GGUFReport(Path("out"), "q8_0", 1000, 0, "0.3.36", 8, 8, 0.012)
+    report = GGUFReport(Path("out"), "q8_0", 1000, 0, "0.3.36", 8, 8, 0.012, False)
     same = "llama.cpp (llama-cpp-python 0.3.36) cuts the same tokens and goes on greedily with the same"
     off = "its logits are 1.2e-02 of the largest off at most"
     written = "1,000 parameters as q8_0, read back as they were to be written"
@@ -390,7 +391,10 @@ def test_the_command(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.Captur
     assert cli.main(["export", str(run), str(out), "--to", "gguf", "--dtype", "bf16"]) == 0
     said = capsys.readouterr()
     assert said.out == f"{out}\n"
-    assert "parameters as bf16, read back" in said.err and "next:  python -c" in said.err
+    assert "parameters as bf16, read back" in said.err
+    words = shlex.split(said.err[said.err.index("next:") :])
+    assert words[1:3] == ["python", "-c"] and f"Llama({str(out)!r}, n_ctx=0" in words[3]
+    compile(words[3], "next", "exec")
     assert read(out)[0]["general.file_type"] == gguf.LlamaFileType.MOSTLY_BF16
 
 

@@ -12,7 +12,7 @@ from zhixing.evaluation.seq2seq_comparison import Seq2SeqComparison
 from zhixing.interchange.adapter_directory import export_adapter, import_adapter, is_adapter
 from zhixing.interchange.chat_directory import is_chat
 from zhixing.interchange.classifier_directory import is_classifier
-from zhixing.interchange.gguf_file import export_gguf, usage
+from zhixing.interchange.gguf_file import export_gguf
 from zhixing.interchange.seq2seq_directory import is_seq2seq
 from zhixing.progress import say
 from zhixing.recipe import PAIR_TASKS
@@ -65,8 +65,9 @@ def export_any(
     if to == "gguf":
         if max_shard_size:
             raise InputError("a gguf is one file", mend="leave out --max-shard-size")
-        say(export_gguf(Path(run), Path(out), dtype or "f32").summary())
-        say(f"next:  {usage(Path(out))}")
+        report = export_gguf(Path(run), Path(out), dtype or "f32")
+        say(report.summary())
+        say(f"next:  {report.usage()}")
         return
     if to == "ctranslate2":
         if max_shard_size:

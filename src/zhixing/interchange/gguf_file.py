@@ -8,10 +8,10 @@ that it does not know. What is in the file, and how it differs from our tensors:
     gpt2    as they are: GGUF wants [out, in], which only transformers' files of GPT-2 have the other way round
     output.weight only where the head is not tied; norms, biases and GPT-2's positions are f32 whatever the dtype
 
-    dtype   a number is                                                            a model of 17M parameters
-    f32     as it was                                                              70 MB
-    bf16    rounded to 8 significant bits; llama.cpp rounds what it is multiplied by likewise      35 MB
-    q8_0    one of 255 steps of the largest of its 32 neighbours; what it meets likewise           19 MB
+    dtype   bytes   a weight is
+    f32     4       as it was
+    bf16    2       rounded to 8 significant bits; llama.cpp rounds what it is multiplied by likewise
+    q8_0    1.06    one of 255 steps of the largest of 32 neighbours in its row; what it is multiplied by likewise
 
 The tokenizer is llama.cpp's "gpt2" with the pre-tokenizer "gpt-2", which is the regular expression that ours learns
 with. No token is put before a text, as our models do not begin with one; a text from nothing begins with bos, which is
@@ -60,7 +60,7 @@ GROUP = 32  # neighbours in a row that share a step of q8_0
 NEW_TOKENS = 32  # that a prompt to compare is continued by
 # How far a logit may be off, as a share of the largest where that is above 1. llama.cpp rounds what it multiplies by to
 # the file's dtype, and looks GPT-2's gelu up in a table of fp16. Measured of trained models: 1e-6 (gpt2 2e-4), 4e-3 and
-# 1e-2; of random large weights ten times as much in bf16 and q8_0; where llama's q and k were not moved, 0.6 and more.
+# 1e-2; of random large weights ten times as much in bf16 and q8_0; where a trained llama's q and k were not moved, 0.6.
 TOLERANCE = {"f32": 1e-4, "bf16": 0.1, "q8_0": 0.3}
 GELU_TOLERANCE = 3e-3
 MOST_SECONDS = 600  # for llama.cpp to load and go on with some prompts
@@ -105,6 +105,7 @@ class GGUFReport:
     n_prompts: int
     equal: int  # prompts that llama.cpp continues as the run does, token by token
     largest_difference: float  # between its logits and those of the weights as they are stored, a share of the largest
+    replies: bool  # whether it is a chat model
 
     def summary(self) -> str:
         """What was checked, in a line or two."""
@@ -117,6 +118,15 @@ class GGUFReport:
         if self.equal == self.n_prompts:
             return f"{said} for all of {self.n_prompts} prompts; {off}"
         return f"{said} for {self.equal} of {self.n_prompts} prompts, the others part at two near equals; {off}"
+
+    def usage(self) -> str:
+        """A command that has llama.cpp go on with a text, or reply to one; n_ctx=0 is the model's own context."""
+        asked = f"({PROMPTS[0]!r}, max_tokens=64)['choices'][0]['text']"
+        if self.replies:
+            message = {"role": "user", "content": "Hello!"}
+            asked = f".create_chat_completion([{message}])['choices'][0]['message']['content']"
+        code = f"from llama_cpp import Llama; print(Llama({str(self.file)!r}, n_ctx=0, verbose=False){asked})"
+        return f"python -c {shlex.quote(code)}"
 
 
 def export_gguf(run: Path, out: Path, dtype: str = "f32", *, python: str | None = None) -> GGUFReport:
@@ -157,13 +167,7 @@ def export_gguf(run: Path, out: Path, dtype: str = "f32", *, python: str | None 
     finally:
         temporary.unlink(missing_ok=True)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return GGUFReport(out, dtype, n_parameters, n_left, version, len(PROMPTS), equal, largest)
-
-
-def usage(out: Path) -> str:
-    """A command that has llama.cpp go on with a text."""
-    say = f"print(Llama({str(out)!r}, verbose=False)({PROMPTS[0]!r}, max_tokens=64)['choices'][0]['text'])"
-    return f"python -c {shlex.quote(f'from llama_cpp import Llama; {say}')}"
+    return GGUFReport(out, dtype, n_parameters, n_left, version, len(PROMPTS), equal, largest, chat is not None)
 
 
 def _read(run: Path) -> tuple[GPT, Tokenizer, StoredChat | None]:
