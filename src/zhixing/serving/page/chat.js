@@ -120,11 +120,11 @@ export function chat(models) {
   };
   const root = el("div", { class: "columns" },
     el("div", { class: "column" },
-      log, place.box.root,
+      choice.root, log, place.box.root,
       form({ class: "ask" }, send, input.root, saying("p", { class: "note", id: hint }, "send_hint"),
         el("div", { class: "buttons" }, place.start, place.stop, again, clear, place.note)),
       examples([["en", "Where have you been?"], ["zh-Hans", "你好，你会做什么？"]], pick),
       code.root),
-    el("div", { class: "column aside" }, choice.root, el("div", {}, system.root, saying("p", { class: "note", id: systemNote }, "system_note")), settings.root));
+    el("div", { class: "column aside" }, el("div", {}, system.root, saying("p", { class: "note", id: systemNote }, "system_note")), settings.root));
   return { root, end: place.end };
 }

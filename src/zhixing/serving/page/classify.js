@@ -113,12 +113,12 @@ export function classify(models) {
     source.field.value = example;
     begin();
   };
-  const root = el("div", { class: "columns" },
-    el("div", { class: "column" },
+  const root = el("div", { class: "columns even" },
+    el("div", { class: "column" }, choice.root,
       form({ class: "ask" }, begin, source.root, el("div", { class: "buttons" }, place.start, place.stop, place.note)),
       examples([["en", "A slow start, but a wonderful, moving film."], ["zh-Hans", "房间很干净，可是隔音不好。"]], pick),
-      place.box.root, why, code.root),
-    el("div", { class: "column aside" }, choice.root, answer));
+      place.box.root, code.root),
+    el("div", { class: "column aside" }, answer, why));
   return { root, end: place.end };
 }
 

@@ -44,10 +44,9 @@ export function compare(models) {
     begin();
   };
   const root = el("div", { class: "columns" },
-    el("div", { class: "column" },
+    el("div", { class: "column" }, choice.root,
       form({ class: "ask" }, begin, source.root, el("div", { class: "buttons" }, place.start, place.stop, place.note)),
       examples([["en", "She went home. / She walked home. / The price fell."], ["zh-Hans", "他回家了。 / 他走回家。 / 价格下降。"]], pick),
-      place.box.root, out, code.root),
-    el("div", { class: "column aside" }, choice.root));
+      place.box.root, out, code.root));
   return { root, end: place.end };
 }

@@ -61,9 +61,9 @@ function rewrite(models, key, asking, heading) {
     begin();
   };
   const root = el("div", { class: "columns" },
-    el("div", { class: "column" },
+    el("div", { class: "column" }, choice.root, targets,
       form({ class: "ask" }, begin, source.root, el("div", { class: "buttons" }, place.start, place.stop, place.note)),
       examples(TEXTS[key], pick), place.box.root, out, code.root),
-    el("div", { class: "column aside" }, choice.root, targets, settings.root));
+    el("div", { class: "column aside" }, settings.root));
   return { root, end: place.end };
 }

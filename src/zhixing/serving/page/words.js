@@ -77,14 +77,12 @@ const WORDS = {
 
   prompt: ["Text to go on with", "要续写的文本"],
   go_on: ["Write on", "续写"],
-  once_more: ["Once more", "再来一次"],
   written: ["What it wrote", "写出的内容"],
   pieces_note: [
     "Point at a piece, tap it, or use the arrow keys: how likely it was, and what could have come. The stronger its line, the less likely it was.",
     "指向或点按片段，或用方向键：可见其概率与其他可能。下划线越重，可能性越小。",
   ],
   piece: ["{piece}, {p}", "{piece}，{p}"],
-  instead: ["Instead: {list}", "其他可能：{list}"],
   could: ["What could have come", "其他可能"],
   could_table: ["Probabilities at this place", "此处的概率"],
   take: ["Go on with “{piece}” instead", "改用“{piece}”续写"],
@@ -92,7 +90,6 @@ const WORDS = {
   probability: ["probability", "概率"],
   taken: ["taken", "所选"],
 
-  source: ["Text", "文本"],
   to_translate: ["Text to translate", "要翻译的文本"],
   to_summarize: ["Text to summarize", "要摘要的文本"],
   to_classify: ["Text to classify", "要分类的文本"],
@@ -104,7 +101,6 @@ const WORDS = {
   share: ["{a} to {b} characters", "从 {a} 字到 {b} 字"],
   alignment: ["What it read for each piece", "各片段的对应原文"],
 
-  answer: ["Answer", "判断"],
   labels: ["How likely each label is", "各标签的概率"],
   label: ["label", "标签"],
   polarity: ["Opinion from −1 to 1: {n}", "评价（−1 至 1）：{n}"],

@@ -126,11 +126,11 @@ export function write(models) {
     begin();
   };
   const root = el("div", { class: "columns" },
-    el("div", { class: "column" },
+    el("div", { class: "column" }, choice.root,
       form({ class: "ask" }, () => begin(), prompt.root, el("div", { class: "buttons" }, place.start, place.stop, place.note)),
       examples([["en", "It was a bright morning, and"], ["zh-Hans", "人工智能的发展趋势："]], pick),
-      place.box.root, out, code.root),
-    el("div", { class: "column aside" }, choice.root, beside, settings.root));
+      place.box.root, out, beside, code.root),
+    el("div", { class: "column aside" }, settings.root));
   return { root, end: place.end };
 }
 

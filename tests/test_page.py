@@ -1,0 +1,764 @@
+"""The page at /: each application used as a person would, in Chromium, beside a real server of small runs."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from pages import Tags
+from served import KEY, Served, write_runs
+from zhixing.decoding.engine import EngineLimits
+from zhixing.interchange.chat_directory import StoredChat, write_chat
+from zhixing.interchange.classifier_directory import StoredClassifier, write_classifier
+from zhixing.interchange.model_directory import write_model_directory
+from zhixing.models.gpt import GPT, GPTSettings
+from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
+from zhixing.serving.app import PAGE
+from zhixing.tasks.chat_template import CONTROLS, DEFAULT_TEMPLATE, end_ids
+from zhixing.tokens.tokenizer import Tokenizer, train_tokenizer
+
+RUNS = ("lm", "chat", "en-zh", "short", "mood", "bert")
+TABS = ("chat", "write", "translate", "summarize", "classify", "compare")
+SCRIPTS = sorted(PAGE.glob("*.js"))
+HAN = re.compile(r"[\u4e00-\u9fff]")
+
+HOSTILE = [
+    "<script>pwned=1</script>", "</script><script>pwned=1</script>", "<img src=x onerror=pwned=1>", "<svg onload=pwned=1>",
+    "<svg/onload=pwned=1>", "<svg><script>pwned=1</script></svg>", "<body onload=pwned=1>", "<iframe srcdoc='<script>parent.pwned=1</script>'>",
+    "<iframe src=javascript:parent.pwned=1>", "</style><script>pwned=1</script>", "</title><script>pwned=1</script>",
+    "</textarea><script>pwned=1</script>", "</option></select><img src=x onerror=pwned=1>", "</pre><img src=x onerror=pwned=1>",
+    '" onmouseover="pwned=1" autofocus onfocus="pwned=1', "' onmouseover='pwned=1", "` onmouseover=pwned=1 x=`",
+    "<a href=javascript:pwned=1>x</a>", "<a href='jav&#x09;ascript:pwned=1'>x</a>", "javascript:pwned=1", "data:text/html,<script>pwned=1</script>",
+    "<details open ontoggle=pwned=1>", "<input autofocus onfocus=pwned=1>", "<select autofocus onfocus=pwned=1>", "<textarea autofocus onfocus=pwned=1>",
+    "<video><source onerror=pwned=1>", "<video src=x onerror=pwned=1>", "<audio src=x onerror=pwned=1>", "<object data=javascript:pwned=1>",
+    "<embed src=javascript:pwned=1>", "<marquee onstart=pwned=1>", "<math><a xlink:href=javascript:pwned=1>x</a></math>",
+    "<meta http-equiv=refresh content='0;url=javascript:pwned=1'>", "<base href='javascript:pwned=1//'>", "<link rel=stylesheet href=//x.example/x>",
+    "<form action=javascript:pwned=1><button>x</button></form>", "<button formaction=javascript:pwned=1>x</button>", "<style>@import '//x.example'</style>",
+    "<p style=background:url(//x.example)>", "<!--><script>pwned=1</script-->", "<![CDATA[<script>pwned=1</script>]]>",
+    "&lt;script&gt;pwned=1&lt;/script&gt;&#60;script&#62;", "<math><mtext></table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=pwned=1&gt;'>",
+    "<noscript><p title='</noscript><img src=x onerror=pwned=1>'>", "<template><script>pwned=1</script></template>", "{{constructor.constructor('pwned=1')()}}",
+    "${pwned=1}", "'+(pwned=1)+'", "\\u003cscript\\u003epwned=1\\u003c/script\\u003e", "<x onclick=pwned=1 id=status>$&$1{piece}{label}</x>",
+]  # fmt: skip
+
+
+class Shown:
+    """The page in a tab of the browser, and what it did: lines in the console, errors, addresses that it asked."""
+
+    def __init__(self, browser: Any, url: str, *, width: int = 1280, locale: str = "en-GB", **options: Any) -> None:
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 800}, locale=locale, permissions=["clipboard-read", "clipboard-write"],
+            **options,
+        )  # fmt: skip
+        self.tab = self.context.new_page()
+        self.tab.set_default_timeout(15_000)
+        self.url, self.said, self.asked = url, [], []  # type: ignore[var-annotated]
+        self.tab.on("console", lambda line: self.said.append(line.text))
+        self.tab.on("pageerror", lambda error: self.said.append(str(error)))
+        self.tab.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
+        self.tab.on("request", lambda request: self.asked.append(request))
+        self.tab.goto(url)
+
+    def panel(self, name: str) -> Any:
+        self.tab.click(f"#tab-{name}")
+        return self.tab.locator(f"#panel-{name}")
+
+    def bodies(self, path: str) -> list[Any]:
+        """What was posted there."""
+        return [json.loads(r.post_data) for r in self.asked if r.url == self.url + path and r.method == "POST"]
+
+    def kept_to_itself(self) -> None:
+        """Nothing was said in the console, and no other host was asked for anything."""
+        assert self.said == []
+        assert all(request.url.startswith(self.url + "/") for request in self.asked)
+        assert self.tab.evaluate("typeof pwned") == "undefined"
+
+
+def done(panel: Any) -> None:
+    panel.locator("button.main:enabled").wait_for()
+
+
+def same_each_time(panel: Any) -> None:
+    """The temperature's slider as far left as it goes."""
+    if not panel.get_by_role("slider").first.is_visible():
+        panel.locator(".settings summary").click()
+    panel.get_by_role("slider").first.press("Home")
+
+
+def code(shown: Shown, panel: Any, number: int) -> str:
+    """What the first (curl) or second (Python) button copies, which is also what is shown."""
+    panel.locator(".code button").nth(number).click()
+    panel.locator(".code .note", has_text=re.compile(".")).wait_for()
+    copied = str(shown.tab.evaluate("navigator.clipboard.readText()"))
+    assert copied == panel.locator("pre").text_content()
+    return copied
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, english_text: str) -> Path:
+    return write_runs(tmp_path_factory.mktemp("runs"), english_text)
+
+
+@pytest.fixture(scope="module")
+def server(root: Path) -> Iterator[Served]:
+    with Served([str(root / name) for name in RUNS]) as running:
+        yield running
+
+
+@pytest.fixture
+def opened(browser: Any, server: Served) -> Generator[Shown, None, None]:
+    shown = Shown(browser, server.url)
+    yield shown
+    shown.context.close()
+
+
+# ---- the files
+
+
+def test_the_files_ask_nobody_and_make_no_markup() -> None:
+    tags = Tags((PAGE / "index.html").read_text(encoding="utf-8"))
+    for tag, attributes in tags.seen:
+        assert tag != "style" and not any(name.startswith("on") or name == "style" for name in attributes)
+        for name in ("src", "href"):
+            address = attributes.get(name)
+            assert address is None or address.startswith("#") or (PAGE / address.removeprefix("page/")).is_file()
+    for path in PAGE.iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert "//" not in re.sub(r"http://www\.w3\.org/2000/svg|\s//[ \w].*", "", text.replace("*/", "")), path
+        if path.suffix == ".js":
+            sinks = "innerHTML|outerHTML|insertAdjacentHTML|document.write|DOMParser|createContextualFragment|srcdoc|eval|Function"
+            assert not re.search(rf"\b({sinks})\b", text), path
+            imported = re.findall(r'from "(.*?)"', text)
+            assert all((PAGE / name).is_file() for name in imported), path
+
+
+def test_every_word_is_there_in_both_languages_and_used() -> None:
+    source = (PAGE / "words.js").read_text(encoding="utf-8")
+    entry = r'^  (\w+): \[\s*("(?:[^"\\]|\\.)*"),\s*("(?:[^"\\]|\\.)*"),?\s*\],$'
+    words = {
+        key: (json.loads(english), json.loads(chinese)) for key, english, chinese in re.findall(entry, source, re.M)
+    }
+    assert len(words) > 100
+    for key, (english, chinese) in words.items():
+        assert sorted(re.findall(r"\{\w+\}", english)) == sorted(re.findall(r"\{\w+\}", chinese)), key
+        assert not HAN.search(english) and (HAN.search(chinese) or key in ("top_p", "piece")), key
+    rest = "".join(path.read_text(encoding="utf-8") for path in PAGE.iterdir() if path.name != "words.js")
+    for key in words:
+        made = re.sub(r"_(own|mend)$", "", key)
+        assert re.search(rf'["`]{key}["`]', rest) or (
+            made != key and re.search(rf'["`]{made}["`]|\b{made}:', rest + source)
+        ), key
+
+
+# ---- each application
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("width", "locale", "scheme"),
+    [
+        (1280, "en-GB", "light"),
+        (360, "zh-CN", "dark"),
+        pytest.param(360, "en-US", "light", marks=pytest.mark.slow),
+        pytest.param(1280, "zh-TW", "dark", marks=pytest.mark.slow),
+    ],
+)
+def test_a_person_tries_everything(browser: Any, server: Served, width: int, locale: str, scheme: str) -> None:
+    chinese = locale.startswith("zh")
+    shown = Shown(browser, server.url, width=width, locale=locale, color_scheme=scheme)
+    tab, http = shown.tab, httpx.Client(base_url=server.url)
+    tab.wait_for_selector("[role=tab]")
+    assert [t.get_attribute("id") for t in tab.get_by_role("tab").all()] == [f"tab-{name}" for name in TABS]
+    assert tab.evaluate("document.documentElement.lang") == ("zh-Hans" if chinese else "en")
+    for name in TABS:
+        panel = shown.panel(name)
+        if name in ("chat", "write"):
+            same_each_time(panel)
+        panel.locator(".chip").nth(int(chinese)).click()  # the example in this language
+        done(panel)
+        assert not panel.locator(".trouble").count()
+        check_answer(shown, http, panel, name)
+        assert tab.evaluate("document.documentElement.scrollWidth") == width, name  # nothing sticks out
+        assert bool(HAN.search(panel.locator("label").first.text_content())) == chinese
+        faint = tab.evaluate(CONTRASTS)
+        assert all(ratio >= 4.5 for _, ratio in faint), [each for each in faint if each[1] < 4.5]
+        assert tab.evaluate(NAMELESS) == []
+    assert (
+        len(set(tab.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)"))) == tab.locator("[id]").count()
+    )
+    shown.kept_to_itself()
+    shown.context.close()
+
+
+def check_answer(shown: Shown, http: httpx.Client, panel: Any, name: str) -> None:
+    """What is shown is what the server says to anybody."""
+    if name == "chat":
+        (body,) = shown.bodies("/v1/chat/completions")
+        answer = http.post("/v1/chat/completions", json=body | {"stream": False}).json()["choices"][0]["message"]
+        assert panel.locator(".assistant .said").text_content() == answer["content"] != ""
+    elif name == "write":
+        (body,) = shown.bodies("/v1/completions")
+        answer = http.post("/v1/completions", json=body | {"stream": False}).json()["choices"][0]
+        assert written(panel) == answer["text"] != ""
+        assert panel.locator(".given").text_content() == body["prompt"]
+    elif name in ("translate", "summarize"):
+        (body,) = shown.bodies(f"/v1/{name}")
+        answer = http.post(f"/v1/{name}", json=body).json()["data"][0]
+        assert panel.locator(".out .text").text_content() == answer["text"] != ""
+        assert panel.locator(".out ol li").count() == len(answer["alternatives"]) - 1 == 2
+        assert panel.get_by_role("slider").count() == 1
+    elif name == "classify":
+        (body,), (asked,) = shown.bodies("/v1/classify"), shown.bodies("/v1/explain")
+        answer = http.post("/v1/classify", json=body).json()["data"][0]
+        assert panel.locator("h2 .value").text_content().strip() == f"{answer['probability']:.1%}"
+        words = http.post("/v1/explain", json=asked).json()["words"]
+        heaviest = max(words, key=lambda word: abs(word["weight"]))
+        assert panel.locator(".text").text_content() == body["input"]
+        mark = panel.locator("mark.f5" if heaviest["weight"] > 0 else "mark.a5").first
+        assert mark.text_content() in {word["word"] for word in words}
+    else:
+        assert panel.locator(".matrix tbody tr").count() == 3
+        assert [panel.locator(f"tbody tr:nth-child({n}) td").nth(n - 1).text_content() for n in (1, 2, 3)] == [
+            "1.00"
+        ] * 3
+
+
+def written(panel: Any) -> str:
+    """The pieces together, control characters as they were."""
+    text = str(panel.locator(".pieces").text_content())
+    return "".join(chr(ord(c) - 0x2400) if 0x2400 <= ord(c) < 0x2420 else "\x7f" if c == "\u2421" else c for c in text)
+
+
+# the ratio of ink to ground of everything that has words of its own and can be seen, grounds painted over each other
+CONTRASTS = """() => {
+  const rgba = (css) => { const n = css.match(/[\\d.]+/g).map(Number); return n.length > 3 ? n : [...n, 1]; };
+  const light = (rgb) => { const [r, g, b] = rgb.map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const found = [];
+  for (const e of document.querySelectorAll("body *")) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !e.getClientRects().length || e.closest(":disabled") || e.closest(".unseen, .seal, noscript")) continue;
+    let ground = [255, 255, 255];
+    const layers = [];
+    for (let node = e; node; node = node.parentElement) layers.unshift(rgba(getComputedStyle(node).backgroundColor));
+    for (const [r, g, b, a] of layers) ground = [r, g, b].map((v, k) => a * v + (1 - a) * ground[k]);
+    const [a, b] = [light(rgba(getComputedStyle(e).color).slice(0, 3)), light(ground)].sort((x, y) => y - x);
+    found.push([`${e.tagName}.${e.className}: ${e.textContent.slice(0, 30)}`, (a + 0.05) / (b + 0.05)]);
+  }
+  return found;
+}"""
+
+# what can be used and has no name, or is too small for a finger
+NAMELESS = """() => [...document.querySelectorAll("button, input, select, textarea, [role], summary")].filter((e) => {
+  if (!e.getClientRects().length || ["status", "alert"].includes(e.getAttribute("role"))) return false;
+  const by = e.getAttribute("aria-labelledby");
+  const name = e.getAttribute("aria-label") || (by && document.getElementById(by).textContent)
+    || (e.labels?.length && e.labels[0].textContent) || (e.matches("button, summary, [role=tab], [role=group]") && e.textContent);
+  return !name || !name.trim() || (e.matches("button, select, summary") && e.getBoundingClientRect().height < 24);
+}).map((e) => e.outerHTML.slice(0, 120))"""
+
+
+@pytest.mark.browser
+def test_a_conversation(opened: Shown, server: Served) -> None:
+    panel = opened.panel("chat")
+    field = panel.get_by_label("Your message")
+    panel.get_by_label("System message").fill("Be brief.")
+    panel.get_by_label("Most tokens").fill("12")
+    field.fill("first")
+    field.press("Shift+Enter")
+    field.press_sequentially("line two")
+    field.press("Enter")
+    done(panel)
+    field.fill("second")
+    field.press("Enter")
+    done(panel)
+    *_, body = opened.bodies("/v1/chat/completions")
+    reply = panel.locator(".assistant .said").first.text_content()
+    system = {"role": "system", "content": "Be brief."}
+    asked = [
+        {"role": "user", "content": "first\nline two"},
+        {"role": "assistant", "content": reply},
+        {"role": "user", "content": "second"},
+    ]
+    assert body == {"model": "chat", "messages": [system, *asked], "max_tokens": 12, "stream": True}
+    panel.get_by_role("button", name="Another reply").click()
+    done(panel)
+    assert opened.bodies("/v1/chat/completions")[-1] == body and panel.locator(".turn").count() == 4
+    opened.tab.click("#chinese")  # the conversation stays
+    assert panel.locator(".user .who").first.text_content() == "您" and panel.locator(".turn").count() == 4
+    opened.tab.reload()
+    opened.tab.wait_for_selector("[role=tab]")
+    assert opened.tab.locator("h1").text_content() == "试用模型"  # and the language is kept
+    panel = opened.panel("chat")
+    panel.locator(".chip").first.click()
+    done(panel)
+    panel.get_by_role("button", name="新对话").click()
+    assert panel.locator(".turn").count() == 0 and opened.tab.locator("#status").text_content() == "已开始新对话。"
+    opened.kept_to_itself()
+
+
+@pytest.mark.browser
+def test_stop_ends_an_answer_and_frees_its_place(opened: Shown, server: Served) -> None:
+    panel = opened.panel("chat")
+    panel.get_by_label("Most tokens").fill("100")
+    hold = threading.Event()
+    engine = server.running.library.get("chat").engine
+    panel.get_by_label("Your message").fill("Tell me everything.")
+    stopped = 0
+    for _ in range(8):  # the model may say all of it before the button is reached
+        panel.get_by_role("button", name="Send").click() if not stopped and panel.locator(
+            ".turn"
+        ).count() == 0 else panel.get_by_role("button", name="Another reply").click()
+        with contextlib.suppress(Exception):
+            panel.get_by_role("button", name="Stop").click(timeout=500)
+        done(panel)
+        stopped = panel.get_by_text("Stopped.").count()
+        if stopped or panel.locator(".turn").count() == 0:
+            break
+    hold.wait(0.5)
+    assert engine.metrics().rows == 0
+    assert panel.get_by_role("button", name="Stop").count() == 0  # nothing to stop
+    opened.kept_to_itself()
+
+
+@pytest.mark.browser
+def test_pieces_tell_their_alternatives(opened: Shown) -> None:
+    panel = opened.panel("write")
+    same_each_time(panel)
+    panel.get_by_label("Seed").fill("5")
+    panel.get_by_label("Text to go on with").fill("It was a truth")
+    panel.get_by_label("Text to go on with").press("Control+Enter")
+    done(panel)
+    (body,) = opened.bodies("/v1/completions")
+    assert body == {
+        "model": "lm",
+        "prompt": "It was a truth",
+        "max_tokens": 100,
+        "temperature": 0,
+        "seed": 5,
+        "logprobs": 5,
+        "stream": True,
+    }
+    pieces = panel.locator(".piece")
+    pieces.nth(1).hover()
+    assert panel.locator(".beside tbody tr").count() >= 5 and "chosen" in pieces.nth(1).get_attribute("class")
+    pieces.first.focus()
+    pieces.first.press("ArrowRight")
+    pieces.nth(1).press("ArrowRight")
+    assert opened.tab.evaluate("document.activeElement === document.querySelectorAll('.piece')[2]")
+    assert panel.locator('.piece[tabindex="0"]').count() == 1  # one stop of the tab key
+    opened.tab.keyboard.press("End")
+    opened.tab.keyboard.press("Home")
+    shares = [float(cell.text_content().strip("%")) for cell in panel.locator(".beside tbody .number").all()]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 100.5
+    other = panel.locator(".beside tbody button").first
+    token = re.fullmatch("Go on with “(.*)” instead", other.get_attribute("aria-label"), re.S)
+    assert token
+    other.click()
+    done(panel)
+    assert opened.bodies("/v1/completions")[-1]["prompt"] == "It was a truth" + token[1]
+    opened.kept_to_itself()
+
+
+@pytest.mark.browser
+def test_settings_say_what_they_do(opened: Shown) -> None:
+    panel = opened.panel("write")
+    temperature, top_p = panel.get_by_label("Temperature"), panel.get_by_label("Top p")
+
+    def note(control: Any) -> str:
+        return str(opened.tab.locator("#" + control.get_attribute("aria-describedby")).text_content())
+
+    assert note(temperature).startswith("The model's own setting")
+    temperature.press("Home")
+    assert note(temperature).startswith("Always the likeliest")
+    temperature.press("End")
+    assert "bolder" in note(temperature)
+    top_p.fill("0.5")
+    assert "50%" in note(top_p)
+    seed = panel.get_by_label("Seed")
+    assert note(seed).startswith("Empty")
+    seed.fill("3")
+    assert note(seed).startswith("The same settings")
+    panel.get_by_role("button", name="Set back").click()
+    assert note(temperature).startswith("The model's own setting") and seed.input_value() == ""
+    opened.kept_to_itself()
+
+
+@pytest.mark.browser
+def test_the_keyboard_alone(opened: Shown) -> None:
+    tab = opened.tab
+    tab.wait_for_selector("[role=tab]")
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.className") == "skip"
+    assert tab.evaluate("document.activeElement.getBoundingClientRect().top") >= 0 or tab.wait_for_timeout(300) is None
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.activeElement.id") == "work"
+    tab.locator("#tab-chat").focus()
+    tab.keyboard.press("ArrowRight")
+    assert (
+        tab.locator("#tab-write").get_attribute("aria-selected") == "true" and tab.locator("#panel-write").is_visible()
+    )
+    tab.keyboard.press("End")
+    assert tab.locator("#panel-compare").is_visible() and not tab.locator("#panel-write").is_visible()
+    tab.keyboard.press("Tab")  # past the other tabs, into the panel
+    assert tab.evaluate("document.activeElement.tagName") == "SELECT"
+    outline = tab.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    tab.goto(opened.url + "#classify")
+    assert tab.locator("#panel-classify").is_visible()
+    opened.kept_to_itself()
+
+
+# ---- in code
+
+
+@pytest.mark.browser
+def test_the_code_does_what_was_done(opened: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts with quotes in them, run as they were copied: what they print is what was shown."""
+    for name in TABS:
+        panel = opened.panel(name)
+        if name in ("chat", "write"):
+            same_each_time(panel)
+            panel.get_by_label("Most tokens").fill("8")
+        panel.locator("form textarea").fill("""It's "quoted" \\ 好\nand again""")
+        panel.locator("button.main").click()
+        done(panel)
+        curl, python = code(opened, panel, 0), code(opened, panel, 1)
+        assert "urlopen" in python if name in ("translate", "summarize", "classify") else "OpenAI(" in python
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile(python, name, "exec"), {})  # noqa: S102 -- that it runs is what is tested
+        if shutil.which("curl"):
+            raw = subprocess.run(
+                ["bash", "-c", curl.replace("curl ", "curl -sS ")], capture_output=True, text=True, check=True
+            )
+            assert '"error"' not in raw.stdout and raw.stdout
+        if name == "chat":
+            assert said.getvalue() == panel.locator(".assistant .said").text_content()
+        elif name == "write":
+            assert said.getvalue() == written(panel)
+        elif name in ("translate", "summarize"):
+            assert panel.locator(".out .text").text_content() == ast.literal_eval(said.getvalue())["data"][0]["text"]
+        elif name == "classify":
+            printed = [ast.literal_eval(line)["object"] for line in said.getvalue().splitlines()]
+            assert printed == ["list", "explanation"]
+        assert said.getvalue().strip()
+    opened.kept_to_itself()
+
+
+# ---- the key, and troubles
+
+
+@pytest.mark.browser
+def test_a_key_stays_in_the_tab(browser: Any, root: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(KEY)
+    with Served([str(root / "mood")], key_file=keys) as server:
+        shown = Shown(browser, server.url)
+        tab = shown.tab
+        field = tab.get_by_label("API key")
+        field.wait_for()
+        assert "an API key only" in tab.locator("#about").text_content() and not tab.locator(".trouble").count()
+        for wrong in ("not-the-key-0123456789", "钥匙"):
+            field.fill(wrong)
+            field.press("Enter")
+            tab.get_by_text("does not accept this key").wait_for()
+            assert tab.evaluate("document.activeElement.id") == "key-field"
+        field.fill(KEY)
+        field.press("Enter")
+        tab.wait_for_selector("#tab-classify")
+        panel = shown.panel("classify")
+        panel.locator(".chip").first.click()
+        done(panel)
+        for number in (0, 1):
+            copied = code(shown, panel, number)
+            assert KEY not in copied and "ZHIXING_API_KEY" in copied
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ZHIXING_API_KEY", KEY)
+            exec(compile(copied, "python", "exec"), {})  # noqa: S102
+        assert "probabilities" in said.getvalue()
+        assert KEY not in tab.content() and KEY not in tab.url and tab.evaluate("localStorage.length") == 0
+        tab.reload()
+        tab.wait_for_selector("#tab-classify")  # kept in the tab
+        other = shown.context.new_page()
+        other.goto(server.url)
+        other.get_by_label("API key").wait_for()  # and in no other
+        tab.get_by_role("button", name="Forget it").click()
+        tab.get_by_text("an API key only").wait_for()
+        assert tab.evaluate("sessionStorage.length") == 0
+        shown.context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])
+def test_troubles_say_what_happened_and_what_to_do(browser: Any, root: Path, locale: str) -> None:
+    chinese = locale.startswith("zh")
+    english_or = lambda english, other: other if chinese else english  # noqa: E731
+    with Served([str(root / "lm")], engine=EngineLimits(most_rows=1, most_waiting=1)) as server:
+        shown = Shown(browser, server.url, locale=locale)
+        panel = shown.panel("write")
+        field, button, told = panel.locator("form textarea"), panel.locator("button.main"), panel.locator(".trouble")
+
+        def asked(text: str) -> str:
+            field.fill(text)
+            button.click()
+            done(panel)
+            return str(told.text_content()) if told.count() else ""
+
+        assert english_or("Write something first", "请先输入文字") in asked("")
+        long = asked("word " * 200)
+        limit = re.search(
+            english_or(r"([\d,]+) tokens, and it reads ([\d,]+)", r"共 ([\d,]+) 个词元，最多 ([\d,]+) 个"), long
+        )
+        assert limit and limit[2] == "63" and english_or("Shorten the text", "请缩短文本") in long
+        assert field.input_value() == "word " * 200  # nothing is lost
+
+        hosted = server.running.library.get("lm")
+        held, go = threading.Event(), threading.Event()
+
+        def holds(texts: Any, breathe: Any) -> list[Any]:
+            held.set()
+            go.wait(20)
+            return [None for _ in texts]
+
+        from zhixing.decoding.engine import Batch
+
+        job: Batch[str, None] = Batch(holds, 1)
+        waiting = [hosted.engine.submit_job(job, "x", key="someone")]  # the engine is at work
+        assert held.wait(10)
+        waiting.append(hosted.engine.submit_job(job, "y", key="someone"))  # and one waits, which is the most
+        full = asked("It was")
+        assert (
+            english_or("The server is full", "服务器已满") in full and english_or("again in 1 s", "1 秒后再试") in full
+        )
+        go.set()
+        for future in waiting:
+            future.result(20)
+        panel.locator(".trouble button").click()  # try again
+        panel.locator(".piece").first.wait_for()
+        done(panel)
+        assert told.count() == 0
+
+        weights = hosted.run.model.embedding.weight
+        whole, weights.data = weights.data, weights.data[:1]  # a model that fails
+        failed = asked("It was")
+        weights.data = whole
+        assert english_or("The model failed", "模型出错") in failed
+        assert re.search("[0-9a-f]{16}", failed) or english_or("log says more", "日志") in failed
+        assert asked("It was") == ""  # and goes on with the next
+    lost = asked("It was")  # the server is gone
+    assert english_or("connection to the server is lost", "与服务器的连接已断开") in lost
+    assert panel.locator(".trouble button").is_visible()
+    assert [line for line in shown.said if "Failed to load resource" not in line and "page_failed" in line] == []
+    shown.context.close()
+
+
+@pytest.mark.browser
+def test_without_models(browser: Any, root: Path) -> None:
+    with Served([], root=root) as server:
+        shown = Shown(browser, server.url)
+        shown.tab.get_by_text("no model loaded").wait_for()
+        assert not shown.tab.locator("#tabs").is_visible()
+        shown.kept_to_itself()
+        shown.context.close()
+
+
+# ---- whatever a model says
+
+
+def says(text: str, vocabulary: Tokenizer, filler: int = 48) -> GPT:
+    """A gpt that writes one text whatever it is asked: each position has a direction of its own, and a token for it."""
+    ids = [*vocabulary.encode("." * filler), *vocabulary.encode(text)]
+    ids.append(vocabulary.eos_id)
+    size = len(ids) + 8 + len(ids) % 2
+    settings = GPTSettings(vocabulary.vocab_size, layout="gpt2", d_model=size, n_layers=1, n_heads=2, n_kv_heads=2, d_ff=2, max_len=size, tie_embeddings=False)  # fmt: skip
+    model = GPT(settings).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.zero_()
+        assert model.positions is not None and model.lm_head is not None
+        model.positions.weight.copy_(torch.eye(size))
+        for position, id_ in enumerate(ids):
+            model.lm_head.weight[id_, position] = 10.0
+    return model
+
+
+@pytest.fixture(scope="module")
+def hostile_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model and a chat model that say every hostile string, and a classifier with these for labels."""
+    folder = tmp_path_factory.mktemp("hostile")
+    text = "\n".join(HOSTILE)
+    plain, pieces = (train_tokenizer([text] * 4, "bpe", 900) for _ in range(2))
+    write_model_directory(folder / "lm", says(text, plain), plain)
+    pieces.add_controls(CONTROLS)
+    model = says(text, pieces)
+    with torch.no_grad():  # its turn ends by its own control
+        ends = end_ids(pieces, DEFAULT_TEMPLATE)
+        model.lm_head.weight[ends[0]] += model.lm_head.weight[pieces.eos_id]  # type: ignore[union-attr]
+        model.lm_head.weight[pieces.eos_id] = 0  # type: ignore[union-attr]
+    (folder / "chat").mkdir()
+    write_chat(folder / "chat", StoredChat(model, pieces, DEFAULT_TEMPLATE), ends)
+    words = train_tokenizer([text], "bpe", 300)
+    cnn = TextCNNClassifier(TextCNNSettings(words.vocab_size, len(HOSTILE), d_model=8, max_len=64, n_filters=4)).eval()
+    write_classifier(
+        folder / "labels", StoredClassifier(cnn, words, tuple(HOSTILE), "single_label_classification", 1.0)
+    )
+    return folder
+
+
+@pytest.mark.browser
+def test_nothing_that_a_model_says_runs(browser: Any, hostile_root: Path) -> None:
+    assert len(set(HOSTILE)) == 50
+    with Served([str(hostile_root / name) for name in ("lm", "chat", "labels")]) as server:
+        shown = Shown(browser, server.url)
+        everything = "\n".join(HOSTILE)
+        panel = shown.panel("chat")
+        panel.get_by_label("Most tokens").fill(str(len(everything)))
+        panel.get_by_label("Your message").fill("x")
+        panel.get_by_label("Your message").press("Enter")
+        done(panel)
+        assert panel.locator(".assistant .said").text_content().lstrip(".") == everything
+        panel = shown.panel("write")
+        panel.get_by_label("Most tokens").fill("5000")
+        panel.get_by_label("Text to go on with").fill(HOSTILE[0])
+        panel.locator("button.main").click()
+        done(panel)
+        assert written(panel).lstrip(".").endswith("\n".join(HOSTILE[1:]))
+        for piece in panel.locator(".piece").all()[::40]:
+            piece.hover()
+        panel = shown.panel("classify")
+        panel.get_by_label("Text to classify").fill(everything[:4000])
+        panel.locator("button.main").click()
+        done(panel)
+        assert panel.locator(".text").text_content() == everything[:4000]
+        labels = panel.locator("tbody button")
+        assert sorted(label.text_content() for label in labels.all()) == sorted(HOSTILE)
+        labels.last.click()
+        done(panel)
+        for text in HOSTILE[:3]:  # what a person says is shown too
+            chat = shown.panel("chat")
+            chat.get_by_label("Your message").fill(text)
+            chat.get_by_label("Your message").press("Enter")
+            chat.locator(".trouble, .user .said", has_text=re.compile(".")).first.wait_for()
+            done(chat)
+        code(shown, panel := shown.panel("write"), 1)
+        shown.tab.click("#chinese")
+        only_ours(shown)
+        shown.said = [line for line in shown.said if "400" not in line]  # a history that is too long
+        shown.kept_to_itself()
+        shown.context.close()
+
+
+def only_ours(shown: Shown) -> None:
+    """There are no elements but those that the page makes, and no attribute that runs."""
+    kinds = set(shown.tab.evaluate("[...document.body.querySelectorAll('*')].map(e => e.localName)"))
+    assert kinds <= {
+        "a", "div", "header", "span", "h1", "h2", "p", "button", "noscript", "form", "label", "input", "main", "footer", "section", "ol", "li",
+        "textarea", "select", "option", "details", "summary", "output", "table", "caption", "thead", "tbody", "tr", "th", "td", "small", "b",
+        "mark", "pre", "strong", "q",
+    }  # fmt: skip
+    names = set(shown.tab.evaluate("[...document.body.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"))
+    assert not {name for name in names if name.startswith("on") or name in ("srcdoc", "action", "formaction")}
+    assert shown.tab.locator("#status").count() == 1
+
+
+@pytest.mark.browser
+def test_nothing_that_a_server_says_runs(browser: Any, server: Served) -> None:
+    """A server that was taken over: ids, languages, translations, vectors and errors are hostile too."""
+    shown = Shown(browser, server.url)
+    everything = "\n".join(HOSTILE)
+    tasks = ("translation", "summarization")
+    cards = [
+        {"id": text, "task": task, "max_model_len": None, "labels": None, "target_languages": HOSTILE}
+        for text in HOSTILE
+        for task in tasks
+    ]
+    best = {"text": everything, "score": 0.0, "alternatives": [{"text": text, "score": -1.0} for text in HOSTILE]}
+    shown.tab.route("**/v1/models", lambda route: route.fulfill(json={"data": cards}))
+    shown.tab.route("**/v1/translate", lambda route: route.fulfill(json={"data": [best]}))
+    errors = iter(HOSTILE)
+    shown.tab.route(
+        "**/v1/summarize",
+        lambda route: route.fulfill(status=400, json={"error": {"message": next(errors), "code": "x"}}),
+    )
+    shown.tab.reload()
+    panel = shown.panel("translate")
+    panel.locator(".chip").first.click()
+    panel.locator(".text", has_text="pwned").wait_for()
+    assert panel.locator(".out .text").text_content() == everything
+    assert [li.text_content() for li in panel.locator(".out ol span:first-child").all()] == HOSTILE
+    assert [option.text_content() for option in panel.locator("option").all()] == HOSTILE * 2
+    panel = shown.panel("summarize")
+    panel.locator("form textarea").fill("x")
+    for text in HOSTILE:
+        panel.locator("button.main").click()
+        done(panel)
+        assert panel.locator("q").text_content() == text
+    only_ours(shown)
+    shown.said = [line for line in shown.said if "400" not in line]
+    shown.kept_to_itself()
+    shown.context.close()
+
+
+@pytest.mark.browser
+def test_the_policy_lets_no_other_script_run(opened: Shown) -> None:
+    tab = opened.tab
+    tab.wait_for_selector("[role=tab]")
+    tried = """async () => {
+      const refused = [];
+      addEventListener("securitypolicyviolation", (event) => refused.push(event.violatedDirective));
+      const script = document.createElement("script");
+      try { script.text = "pwned = 1"; document.body.append(script); } catch { refused.push("sink"); }
+      try { document.body.insertAdjacentHTML("beforeend", "<img src=x onerror=pwned=1>"); } catch { refused.push("sink"); }
+      try { await fetch("http://localhost:1/"); } catch { refused.push("fetch"); }
+      await new Promise((done) => setTimeout(done, 50));
+      return refused;
+    }"""
+    refused = tab.evaluate(tried)
+    assert refused.count("sink") == 2 and "fetch" in refused and tab.evaluate("typeof pwned") == "undefined"
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.network
+def test_axe_finds_nothing(browser: Any, server: Served, tmp_path: Path) -> None:
+    """axe-core, fetched for this test only: no finding that is serious or critical, in each tab, before and after use."""
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm")
+    subprocess.run(["npm", "pack", "--silent", "axe-core@4.10.3"], cwd=tmp_path, check=True, env=dict(os.environ))
+    with tarfile.open(next(tmp_path.glob("axe-core-*.tgz"))) as archive:
+        member = archive.extractfile("package/axe.min.js")
+        assert member is not None
+        axe = member.read().decode()
+    for width, locale, scheme in ((1280, "en-GB", "light"), (360, "zh-CN", "dark")):
+        shown = Shown(browser, server.url, width=width, locale=locale, color_scheme=scheme, bypass_csp=True)
+        shown.tab.wait_for_selector("[role=tab]")
+        shown.tab.evaluate(axe)
+        for name in TABS:
+            panel = shown.panel(name)
+            for used in (False, True):
+                if used:
+                    panel.locator(".chip").first.click()
+                    done(panel)
+                    if name == "write":
+                        panel.locator(".piece").first.hover()
+                found = shown.tab.evaluate(
+                    "axe.run().then(({violations}) => violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html)]))"
+                )
+                assert [each for each in found if each[0] in ("serious", "critical")] == [], (name, used)
+        shown.context.close()
