@@ -17,6 +17,7 @@ large_pages()
 short_spins()
 
 if TYPE_CHECKING:
+    from zhixing.asking import ask_docs
     from zhixing.classifier import Classifier, Sentiment
     from zhixing.context_classifier import in_context
     from zhixing.dialogue import Chat
@@ -35,6 +36,7 @@ __all__ = [
     "Summarizer",
     "Translator",
     "__version__",
+    "ask_docs",
     "in_context",
     "load",
     "train",
@@ -48,6 +50,7 @@ PLACES = {
     "Sentiment": ("zhixing.classifier", "Sentiment"),
     "Translator": ("zhixing.seq2seq", "Translator"),
     "Summarizer": ("zhixing.seq2seq", "Summarizer"),
+    "ask_docs": ("zhixing.asking", "ask_docs"),
     "Chat": ("zhixing.dialogue", "Chat"),
     "in_context": ("zhixing.context_classifier", "in_context"),
 }

@@ -20,6 +20,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from zhixing.ask_cli import ask_command
 from zhixing.chat_cli import chat_command
 from zhixing.embed_cli import embed_command
 from zhixing.errors import InputError
@@ -67,6 +68,7 @@ app.command("embed")(embed_command)
 app.command("translate")(translate_command)
 app.command("summarize")(summarize_command)
 app.command("chat")(chat_command)
+app.command("ask")(ask_command)
 app.command("serve")(serve_command)
 
 

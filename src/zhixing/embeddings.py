@@ -6,7 +6,8 @@ embedded.vectors @ embedded.vectors.T        # cosines
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from zhixing.errors import InputError
@@ -22,6 +23,13 @@ def embed_texts(
     run: str | Path, texts: Sequence[str], *, normalize: bool = True, too_long: TooLong = "truncate"
 ) -> Embedded:
     """One vector for each text, by a BERT or DistilBERT folder or a data set that is one (minilm)."""
+    return load_embedder(run, normalize=normalize, too_long=too_long)(texts)
+
+
+def load_embedder(
+    run: str | Path, *, normalize: bool = True, too_long: TooLong = "truncate"
+) -> Callable[[Sequence[str]], Embedded]:
+    """What embed_texts calls, for who has texts more than once: the model is read here."""
     models = [entry.name for entry in list_datasets() if entry.task == "model"]
     folder = fetch_dataset(str(run)) if str(run) in models else Path(run)
     if not folder.is_dir():
@@ -37,7 +45,7 @@ def embed_texts(
     model, tokenizer, _ = read_any_model(folder)
     if not isinstance(model, Bert | BertMaskedLM | BertClassifier):
         raise refused
-    return embed(model, tokenizer, texts, normalize=normalize, too_long=too_long)
+    return partial(embed, model, tokenizer, normalize=normalize, too_long=too_long)
 
 
 def texts_of(path: str, text_column: str = "text") -> list[str]:

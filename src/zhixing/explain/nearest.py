@@ -64,15 +64,20 @@ class Index(Protocol):
     def nearest(self, text: str, k: int) -> list[Neighbour]: ...
 
 
+def runs(text: str) -> Iterator[tuple[str, bool]]:
+    """The words of a text in lower case (False), and its runs of characters without spaces between them (True)."""
+    for found in _TERM.finditer(text.lower()):
+        yield found[0], _IS_CJK.match(found[0]) is not None
+
+
 def terms(text: str) -> Iterator[str]:
     """The words of a text in lower case; of characters without spaces between them, each two neighbours.
 
     >>> list(terms("Don't stop: 我喜欢. 好"))
     ["don't", 'stop', '我喜', '喜欢', '好']
     """
-    for found in _TERM.finditer(text.lower()):
-        run = found[0]
-        if len(run) > 1 and _IS_CJK.match(run):
+    for run, characters in runs(text):
+        if characters and len(run) > 1:
             yield from map("".join, pairwise(run))
         else:
             yield run
