@@ -12,7 +12,9 @@ import shutil
 import subprocess
 import tarfile
 import threading
+import time
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import torch
 
 from pages import Tags
 from served import KEY, Served, write_runs
-from zhixing.decoding.engine import EngineLimits
+from zhixing.decoding.engine import Batch, EngineLimits
 from zhixing.interchange.chat_directory import StoredChat, write_chat
 from zhixing.interchange.classifier_directory import StoredClassifier, write_classifier
 from zhixing.interchange.model_directory import write_model_directory
@@ -93,10 +95,11 @@ def done(panel: Any) -> None:
 
 
 def same_each_time(panel: Any) -> None:
-    """The temperature's slider as far left as it goes."""
-    if not panel.get_by_role("slider").first.is_visible():
+    """A seed."""
+    seed = panel.locator('.settings input[type="number"]').last
+    if not seed.is_visible():
         panel.locator(".settings summary").click()
-    panel.get_by_role("slider").first.press("Home")
+    seed.fill("5")
 
 
 def code(shown: Shown, panel: Any, number: int) -> str:
@@ -155,7 +158,7 @@ def test_every_word_is_there_in_both_languages_and_used() -> None:
     assert len(words) > 100
     for key, (english, chinese) in words.items():
         assert sorted(re.findall(r"\{\w+\}", english)) == sorted(re.findall(r"\{\w+\}", chinese)), key
-        assert not HAN.search(english) and (HAN.search(chinese) or key in ("top_p", "piece")), key
+        assert not HAN.search(english) and (HAN.search(chinese) or key in ("top_p", "piece", "alignment_cell")), key
     rest = "".join(path.read_text(encoding="utf-8") for path in PAGE.iterdir() if path.name != "words.js")
     for key in words:
         made = re.sub(r"_(own|mend)$", "", key)
@@ -171,8 +174,8 @@ def test_every_word_is_there_in_both_languages_and_used() -> None:
 @pytest.mark.parametrize(
     ("width", "locale", "scheme"),
     [
-        (1280, "en-GB", "light"),
         (360, "zh-CN", "dark"),
+        pytest.param(1280, "en-GB", "light", marks=pytest.mark.slow),
         pytest.param(360, "en-US", "light", marks=pytest.mark.slow),
         pytest.param(1280, "zh-TW", "dark", marks=pytest.mark.slow),
     ],
@@ -217,10 +220,24 @@ def check_answer(shown: Shown, http: httpx.Client, panel: Any, name: str) -> Non
         assert panel.locator(".given").text_content() == body["prompt"]
     elif name in ("translate", "summarize"):
         (body,) = shown.bodies(f"/v1/{name}")
-        answer = http.post(f"/v1/{name}", json=body).json()["data"][0]
+        answered = http.post(f"/v1/{name}", json=body).json()
+        answer = answered["data"][0]
         assert panel.locator(".out .text").text_content() == answer["text"] != ""
         assert panel.locator(".out ol li").count() == len(answer["alternatives"]) - 1 == 2
-        assert panel.get_by_role("slider").count() == 1
+        if not (all_asked := [body for body in shown.bodies("/v1/align") if body["model"] == answered["model"]]):
+            assert name == "summarize" and answered["usage"]["prompt_tokens"] > 45  # too long for a picture
+            return
+        asked = all_asked[0]
+        assert asked == {key: body[key] for key in ("model", "input", "target_language") if key in body} | {
+            "output": answer["text"]
+        }
+        aligned = http.post("/v1/align", json=asked).json()
+        assert panel.locator(".aligned tbody tr").count() == len(aligned["output_tokens"]) > 0
+        strongest = max(range(len(aligned["input_tokens"])), key=aligned["weights"][0].__getitem__)
+        cells = panel.locator(".aligned tbody tr:first-child td")
+        assert "strongest" in cells.nth(strongest).get_attribute("class")
+        cells.nth(strongest).hover()
+        assert f"{aligned['weights'][0][strongest]:.3f}" in panel.locator(".out .note", has_text="←").text_content()
     elif name == "classify":
         (body,), (asked,) = shown.bodies("/v1/classify"), shown.bodies("/v1/explain")
         answer = http.post("/v1/classify", json=body).json()["data"][0]
@@ -311,26 +328,36 @@ def test_a_conversation(opened: Shown, server: Served) -> None:
 
 
 @pytest.mark.browser
-def test_stop_ends_an_answer_and_frees_its_place(opened: Shown, server: Served) -> None:
+def test_stop_ends_an_answer_and_frees_its_place(
+    opened: Shown, server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = server.running.library.get("chat").engine
+    model = type(server.running.library.get("chat").model)
+    step = model.step
+
+    def slow(*given: Any) -> Any:
+        time.sleep(0.1)
+        return step(*given)
+
+    monkeypatch.setattr(model, "step", slow)
     panel = opened.panel("chat")
     panel.get_by_label("Most tokens").fill("100")
-    hold = threading.Event()
-    engine = server.running.library.get("chat").engine
     panel.get_by_label("Your message").fill("Tell me everything.")
-    stopped = 0
-    for _ in range(8):  # the model may say all of it before the button is reached
-        panel.get_by_role("button", name="Send").click() if not stopped and panel.locator(
-            ".turn"
-        ).count() == 0 else panel.get_by_role("button", name="Another reply").click()
-        with contextlib.suppress(Exception):
-            panel.get_by_role("button", name="Stop").click(timeout=500)
-        done(panel)
-        stopped = panel.get_by_text("Stopped.").count()
-        if stopped or panel.locator(".turn").count() == 0:
-            break
-    hold.wait(0.5)
+    panel.get_by_label("Your message").press("Enter")
+    panel.locator(".assistant .said", has_text=re.compile(r"\S")).wait_for()
+    assert engine.metrics().rows == 1 and panel.locator(".log").get_attribute("aria-busy") == "true"
+    panel.get_by_role("button", name="Stop").press("Enter")
+    done(panel)
+    assert panel.get_by_text("Stopped.").count() == 1 and opened.tab.locator("#status").text_content() == "Stopped."
+    assert opened.tab.evaluate("document.activeElement.textContent") == "Send"  # the button that had it is gone
+    until = time.monotonic() + 2
+    while engine.metrics().rows and time.monotonic() < until:
+        time.sleep(0.02)
     assert engine.metrics().rows == 0
-    assert panel.get_by_role("button", name="Stop").count() == 0  # nothing to stop
+    monkeypatch.undo()
+    panel.get_by_role("button", name="Another reply").click()  # and it goes on
+    done(panel)
+    assert panel.locator(".turn").count() == 2 and panel.get_by_text("Stopped.").count() == 0
     opened.kept_to_itself()
 
 
@@ -338,7 +365,7 @@ def test_stop_ends_an_answer_and_frees_its_place(opened: Shown, server: Served) 
 def test_pieces_tell_their_alternatives(opened: Shown) -> None:
     panel = opened.panel("write")
     same_each_time(panel)
-    panel.get_by_label("Seed").fill("5")
+    panel.get_by_role("slider").first.press("Home")
     panel.get_by_label("Text to go on with").fill("It was a truth")
     panel.get_by_label("Text to go on with").press("Control+Enter")
     done(panel)
@@ -374,6 +401,7 @@ def test_pieces_tell_their_alternatives(opened: Shown) -> None:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_settings_say_what_they_do(opened: Shown) -> None:
     panel = opened.panel("write")
     temperature, top_p = panel.get_by_label("Temperature"), panel.get_by_label("Top p")
@@ -403,7 +431,6 @@ def test_the_keyboard_alone(opened: Shown) -> None:
     tab.wait_for_selector("[role=tab]")
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.className") == "skip"
-    assert tab.evaluate("document.activeElement.getBoundingClientRect().top") >= 0 or tab.wait_for_timeout(300) is None
     tab.keyboard.press("Enter")
     assert tab.evaluate("document.activeElement.id") == "work"
     tab.locator("#tab-chat").focus()
@@ -426,9 +453,10 @@ def test_the_keyboard_alone(opened: Shown) -> None:
 
 
 @pytest.mark.browser
-def test_the_code_does_what_was_done(opened: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tabs", [("chat", "classify"), pytest.param(TABS, marks=pytest.mark.slow)], ids=["two", "all"])
+def test_the_code_does_what_was_done(opened: Shown, tabs: tuple[str, ...]) -> None:
     """Texts with quotes in them, run as they were copied: what they print is what was shown."""
-    for name in TABS:
+    for name in tabs:
         panel = opened.panel(name)
         if name in ("chat", "write"):
             same_each_time(panel)
@@ -451,11 +479,15 @@ def test_the_code_does_what_was_done(opened: Shown, monkeypatch: pytest.MonkeyPa
         elif name == "write":
             assert said.getvalue() == written(panel)
         elif name in ("translate", "summarize"):
-            assert panel.locator(".out .text").text_content() == ast.literal_eval(said.getvalue())["data"][0]["text"]
+            assert (
+                panel.locator(".out .text").text_content()
+                == ast.literal_eval(said.getvalue().splitlines()[0])["data"][0]["text"]
+            )
         elif name == "classify":
             printed = [ast.literal_eval(line)["object"] for line in said.getvalue().splitlines()]
             assert printed == ["list", "explanation"]
         assert said.getvalue().strip()
+    opened.said = [line for line in opened.said if "400" not in line]  # a translation that is too long for its picture
     opened.kept_to_itself()
 
 
@@ -504,7 +536,7 @@ def test_a_key_stays_in_the_tab(browser: Any, root: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("locale", ["en-GB", "zh-CN"])
+@pytest.mark.parametrize("locale", ["en-GB", pytest.param("zh-CN", marks=pytest.mark.slow)])
 def test_troubles_say_what_happened_and_what_to_do(browser: Any, root: Path, locale: str) -> None:
     chinese = locale.startswith("zh")
     english_or = lambda english, other: other if chinese else english  # noqa: E731
@@ -535,28 +567,30 @@ def test_troubles_say_what_happened_and_what_to_do(browser: Any, root: Path, loc
             go.wait(20)
             return [None for _ in texts]
 
-        from zhixing.decoding.engine import Batch
-
-        job: Batch[str, None] = Batch(holds, 1)
-        waiting = [hosted.engine.submit_job(job, "x", key="someone")]  # the engine is at work
+        at_work = hosted.engine.submit_job(Batch(holds, 1), "x", key="someone")
         assert held.wait(10)
-        waiting.append(hosted.engine.submit_job(job, "y", key="someone"))  # and one waits, which is the most
-        full = asked("It was")
-        assert (
-            english_or("The server is full", "服务器已满") in full and english_or("again in 1 s", "1 秒后再试") in full
-        )
-        go.set()
-        for future in waiting:
-            future.result(20)
+        body = {"model": "lm", "prompt": "It", "max_tokens": 2}
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(httpx.post, f"{server.url}/v1/completions", json=body, timeout=30)
+            while hosted.engine.metrics().waiting == 0:  # and one waits, which is the most
+                time.sleep(0.01)
+            full = asked("It was")
+            assert english_or("The server is full", "服务器已满") in full
+            assert english_or("again in 1 s", "1 秒后再试") in full
+            go.set()
+            assert waiting.result().status_code == 200
+        at_work.result(20)
         panel.locator(".trouble button").click()  # try again
         panel.locator(".piece").first.wait_for()
         done(panel)
         assert told.count() == 0
 
-        weights = hosted.run.model.embedding.weight
-        whole, weights.data = weights.data, weights.data[:1]  # a model that fails
-        failed = asked("It was")
-        weights.data = whole
+        def breaks(*_: Any) -> Any:
+            raise RuntimeError("out of memory")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(hosted.model), "step", breaks)
+            failed = asked("It was")
         assert english_or("The model failed", "模型出错") in failed
         assert re.search("[0-9a-f]{16}", failed) or english_or("log says more", "日志") in failed
         assert asked("It was") == ""  # and goes on with the next
@@ -568,6 +602,7 @@ def test_troubles_say_what_happened_and_what_to_do(browser: Any, root: Path, loc
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_without_models(browser: Any, root: Path) -> None:
     with Served([], root=root) as server:
         shown = Shown(browser, server.url)
@@ -640,18 +675,19 @@ def test_nothing_that_a_model_says_runs(browser: Any, hostile_root: Path) -> Non
         done(panel)
         assert written(panel).lstrip(".").endswith("\n".join(HOSTILE[1:]))
         for piece in panel.locator(".piece").all()[::40]:
-            piece.hover()
+            piece.dispatch_event("mouseenter")
         panel = shown.panel("classify")
-        panel.get_by_label("Text to classify").fill(everything[:4000])
+        panel.get_by_label("Text to classify").fill(everything[:300])
         panel.locator("button.main").click()
         done(panel)
-        assert panel.locator(".text").text_content() == everything[:4000]
+        assert panel.locator(".text").text_content() == everything[:300]
         labels = panel.locator("tbody button")
         assert sorted(label.text_content() for label in labels.all()) == sorted(HOSTILE)
         labels.last.click()
         done(panel)
         for text in HOSTILE[:3]:  # what a person says is shown too
             chat = shown.panel("chat")
+            chat.get_by_label("Most tokens").fill("4")
             chat.get_by_label("Your message").fill(text)
             chat.get_by_label("Your message").press("Enter")
             chat.locator(".trouble, .user .said", has_text=re.compile(".")).first.wait_for()
@@ -690,8 +726,12 @@ def test_nothing_that_a_server_says_runs(browser: Any, server: Served) -> None:
     ]
     best = {"text": everything, "score": 0.0, "alternatives": [{"text": text, "score": -1.0} for text in HOSTILE]}
     shown.tab.route("**/v1/models", lambda route: route.fulfill(json={"data": cards}))
-    shown.tab.route("**/v1/translate", lambda route: route.fulfill(json={"data": [best]}))
-    errors = iter(HOSTILE)
+    used = {"prompt_tokens": 1}
+    aligned = {"input_tokens": HOSTILE[:2], "output_tokens": HOSTILE[2:], "weights": [[0.25, 0.75]] * 48}
+    shown.tab.route("**/v1/translate", lambda route: route.fulfill(json={"data": [best], "usage": used}))
+    shown.tab.route("**/v1/align", lambda route: route.fulfill(json=aligned))
+    messages = ["\n".join(HOSTILE[n : n + 10]) for n in range(0, 50, 10)]
+    errors = iter(messages)
     shown.tab.route(
         "**/v1/summarize",
         lambda route: route.fulfill(status=400, json={"error": {"message": next(errors), "code": "x"}}),
@@ -703,9 +743,12 @@ def test_nothing_that_a_server_says_runs(browser: Any, server: Served) -> None:
     assert panel.locator(".out .text").text_content() == everything
     assert [li.text_content() for li in panel.locator(".out ol span:first-child").all()] == HOSTILE
     assert [option.text_content() for option in panel.locator("option").all()] == HOSTILE * 2
+    done(panel)
+    assert [th.text_content() for th in panel.locator(".aligned th").all()] == [*HOSTILE[:2], *HOSTILE[2:]]
+    panel.locator(".aligned td").nth(1).dispatch_event("mouseenter")
     panel = shown.panel("summarize")
     panel.locator("form textarea").fill("x")
-    for text in HOSTILE:
+    for text in messages:
         panel.locator("button.main").click()
         done(panel)
         assert panel.locator("q").text_content() == text

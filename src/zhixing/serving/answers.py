@@ -183,6 +183,16 @@ class Rewrites(Answer):
     usage: Usage
 
 
+class Aligned(Answer):
+    """weights[t][s]: how much token t of the output took from token s of the input."""
+
+    object: Literal["alignment"]
+    model: str
+    input_tokens: list[str]
+    output_tokens: list[str]
+    weights: list[list[float]]
+
+
 class Predicted(Answer):
     index: int
     label: str | None = None

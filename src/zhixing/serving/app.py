@@ -24,6 +24,7 @@ from zhixing.serving.problems import ApiError, as_api_error, invalid_body
 from zhixing.serving.service import Service, answer, as_json
 from zhixing.serving.wire import (
     ID_PATTERN,
+    AlignRequest,
     ChatRequest,
     ClassifyRequest,
     CompletionRequest,
@@ -200,6 +201,11 @@ def _batch_routes(app: FastAPI, service: Service) -> None:
               summary="Summarize texts")  # fmt: skip
     async def summarize(request: Request, asked: SummarizeRequest) -> Response:
         return await batches.rewrite(service, request, asked)
+
+    @app.post("/v1/align", response_model=answers.Aligned, responses=ERRORS, tags=["batches"],
+              summary="What was read for each token of a translation")  # fmt: skip
+    async def align(request: Request, asked: AlignRequest) -> Response:
+        return await batches.align(service, request, asked)
 
     @app.post("/v1/classify", response_model=answers.Predictions, responses=ERRORS, tags=["batches"],
               summary="Say what texts are")  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,11 @@ from zhixing.decoding.settings import DecodingSettings
 from zhixing.dialogue import Chat
 from zhixing.errors import InputError
 from zhixing.seq2seq import Translator
-from zhixing.serving.hosted import Hosted, ToExplain
+from zhixing.serving.hosted import Hosted, ToAlign, ToExplain
 from zhixing.serving.problems import ApiError, too_long
 from zhixing.serving.service import Service, answer, note, read_usage, refuse, usage
 from zhixing.serving.wire import (
+    AlignRequest,
     ClassifyRequest,
     EmbeddingsRequest,
     ExplainRequest,
@@ -144,6 +145,16 @@ async def rewrite(service: Service, request: Request, asked: RewriteRequest) -> 
     ]  # fmt: skip
     used = usage(request, counted.prompt_tokens, counted.completion_tokens)
     return answer({"object": "list", "model": hosted.id, "data": data, "usage": used})
+
+
+async def align(service: Service, request: Request, asked: AlignRequest) -> Response:
+    """What was read for each token of a translation or summary. A text over the context is refused, never cut."""
+    hosted = service.model(request, asked.model)
+    hosted.needs("translation", "summarization")
+    item = ToAlign(asked.input, asked.output, asked.target_language)
+    future = hosted.engine.submit_job(hosted.alignments, item, key=note(request).key)
+    found = await service.in_time(asyncio.wrap_future(future))
+    return answer({"object": "alignment", "model": hosted.id, **asdict(found)})
 
 
 # ---- classes

@@ -26,6 +26,7 @@ from zhixing.decoding.engine import Batch, Engine
 from zhixing.decoding.protocol import as_reader, context_length
 from zhixing.dialogue import Chat
 from zhixing.entry import load_any
+from zhixing.errors import InputError
 from zhixing.explain.explanation import Explanation, Method
 from zhixing.interchange.classifier_directory import is_classifier
 from zhixing.interchange.model_directory import read_any_model, read_config
@@ -85,6 +86,22 @@ def opened(path: Path) -> tuple[Task, Any]:
     return "generation", run
 
 
+@dataclass(frozen=True)
+class ToAlign:
+    source: str
+    text: str
+    target_language: str
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """weights[t][s]: how much token t of the output took from token s of the input."""
+
+    input_tokens: list[str]
+    output_tokens: list[str]
+    weights: list[list[float]]
+
+
 class Hosted:
     """`run` is a Run, Chat, Translator, Summarizer, Classifier or Embedder, as `task` says."""
 
@@ -95,6 +112,7 @@ class Hosted:
         self.engine: Engine[Any] = Engine(self.model, limits.engine, threads=threads)
         self.classes: Batch[str, Prediction] = Batch(self._classify, AT_ONCE)
         self.explanations: Batch[ToExplain, Explanation] = Batch(self._explain, 1)
+        self.alignments: Batch[ToAlign, Alignment] = Batch(self._align, 1)
         self.vectors: Batch[tuple[str, TooLong], list[float]] = Batch(self._embed, AT_ONCE)
 
     def _writer(self) -> Any:
@@ -163,6 +181,16 @@ class Hosted:
 
     def _explain(self, asked: Sequence[ToExplain], breathe: Callable[[], None]) -> list[Explanation | Exception]:
         return [self.run.explain(a.text, method=a.method, nearest=a.nearest, label=a.label) for a in asked]
+
+    def _align(self, asked: Sequence[ToAlign], breathe: Callable[[], None]) -> list[Alignment | Exception]:
+        found: list[Alignment | Exception] = []
+        for a in asked:
+            try:
+                sources, tokens, weights = self.run.alignment(a.source, a.text, a.target_language)
+                found.append(Alignment(sources, tokens, weights.tolist()))
+            except InputError as error:
+                found.append(error)
+        return found
 
     def _embed(
         self, texts: Sequence[tuple[str, TooLong]], breathe: Callable[[], None]

@@ -179,6 +179,15 @@ class SummarizeRequest(RewriteRequest):
     pass
 
 
+class AlignRequest(Sent):
+    """A text and what was written of it, as the model's own answers have them."""
+
+    model: ModelId
+    input: TextToRead
+    output: TextToRead
+    target_language: Annotated[str, Field(max_length=32)] = ""
+
+
 class ClassifyRequest(Sent):
     model: ModelId
     input: TextToRead | Batch

@@ -75,6 +75,18 @@ export function chat(models) {
     input.field.focus();
   }
 
+  let following = false;
+
+  /** Keep the end of what is being written in sight, at most once for each picture that is drawn. */
+  function follow(node) {
+    if (following) return;
+    following = true;
+    requestAnimationFrame(() => {
+      following = false;
+      node.scrollIntoView({ block: "nearest" });
+    });
+  }
+
   async function reply() {
     const body = { model: choice.model().id, messages: messages(), ...settings.values(), stream: true };
     const one = turn("assistant", "");
@@ -90,7 +102,7 @@ export function chat(models) {
           begun();
           one.text += part.delta.content;
           one.body.append(part.delta.content);
-          one.node.scrollIntoView({ block: "nearest" });
+          follow(one.node);
         }
         if (part?.finish_reason === "length") note(one, "full_length");
       }

@@ -123,9 +123,9 @@ export function workplace(key, begin) {
       else box.show(error, begin);
     } finally {
       clearTimeout(late);
-      if (document.activeElement === stop) start.focus();
       control = null;
       start.disabled = false;
+      if (document.activeElement === stop) start.focus();
       stop.hidden = true;
       unsay(note);
     }

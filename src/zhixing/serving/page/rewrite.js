@@ -1,11 +1,13 @@
 /** Translations and summaries: the best text, and the others that the search found. */
 import { ask } from "./api.js";
 import { controls } from "./controls.js";
+import { matrix } from "./alignment.js";
 import { el, newId } from "./dom.js";
 import { codeBox, enterSends, examples, form, modelChoice, textField, textOf, workplace } from "./parts.js";
 import { number, say, saying, unsay } from "./words.js";
 
 const BEST = 3;
+const ENDS = 2; // tokens that a model may put around a text
 const TEXTS = {
   translate: [["en", "Open the file and print the page."], ["zh-Hans", "打开这个文件。"]],
   summarize: [
@@ -32,6 +34,7 @@ function rewrite(models, key, asking, heading) {
   const text = el("div", { class: "text", dir: "auto" });
   const size = el("p", { class: "note" });
   const others = el("details", { hidden: true });
+  const picture = el("section", { class: "out", hidden: true });
   const out = el("section", { class: "out", "aria-live": "polite", hidden: true }, saying("h2", {}, heading), text, size, others);
 
   function begin() {
@@ -42,7 +45,7 @@ function rewrite(models, key, asking, heading) {
     if (!targets.hidden) body.target_language = target.value;
     place.run(async (signal) => {
       code.done([{ path, body }]);
-      const { data: [found] } = await ask(path, body, signal);
+      const { data: [found], usage } = await ask(path, body, signal);
       text.textContent = found.text;
       if (found.text === "") say(size, "empty");
       else if (key === "summarize") say(size, "share", { a: number([...input].length), b: number([...found.text].length) });
@@ -52,7 +55,23 @@ function rewrite(models, key, asking, heading) {
       others.replaceChildren(saying("summary", {}, "others", { n: more.length }), el("ol", {}, ...more.map((other) =>
         el("li", {}, el("span", { dir: "auto" }, other.text), " ", saying("span", { class: "note" }, "score", { n: number(other.score, 2) })))));
       out.hidden = false;
+      picture.hidden = true;
+      const fits = usage.prompt_tokens < (choice.model().max_model_len ?? Infinity) - ENDS;
+      if (found.text !== "" && fits) await aligned({ ...body, output: found.text }, [{ path, body }], signal);
     });
+  }
+
+  /** What was read for each piece; a text of several sentences may be too long to be read at once, and has no picture. */
+  async function aligned({ model, input: source, output, target_language: language }, before, signal) {
+    const body = { model, input: source, output, ...(language === undefined ? {} : { target_language: language }) };
+    try {
+      const found = await ask("/v1/align", body, signal);
+      picture.replaceChildren(saying("h2", {}, "alignment"), matrix(found.input_tokens, found.output_tokens, found.weights));
+      picture.hidden = false;
+      code.done([...before, { path: "/v1/align", body }]);
+    } catch (error) {
+      if (error.kind !== "refused" && error.kind !== "long") throw error;
+    }
   }
 
   enterSends(source.field, false, begin);
@@ -63,7 +82,7 @@ function rewrite(models, key, asking, heading) {
   const root = el("div", { class: "columns" },
     el("div", { class: "column" }, choice.root, targets,
       form({ class: "ask" }, begin, source.root, el("div", { class: "buttons" }, place.start, place.stop, place.note)),
-      examples(TEXTS[key], pick), place.box.root, out, code.root),
+      examples(TEXTS[key], pick), place.box.root, out, picture, code.root),
     el("div", { class: "column aside" }, settings.root));
   return { root, end: place.end };
 }

@@ -100,6 +100,11 @@ const WORDS = {
   score: ["score {n}", "得分 {n}"],
   share: ["{a} to {b} characters", "从 {a} 字到 {b} 字"],
   alignment: ["What it read for each piece", "各片段的对应原文"],
+  alignment_note: [
+    "A row is a piece that was written, a column one that was read for it. The darker, the more; the frame has the most of its row.",
+    "行为写出的片段，列为所读原文的片段。颜色越深份额越大，方框为该行最大者。",
+  ],
+  alignment_cell: ["{a} ← {b}: {n}", "{a} ← {b}：{n}"],
 
   labels: ["How likely each label is", "各标签的概率"],
   label: ["label", "标签"],
