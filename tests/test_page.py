@@ -71,9 +71,13 @@ class Shown:
         self.url, self.said, self.asked = url, [], []  # type: ignore[var-annotated]
         self.tab.on("console", lambda line: self.said.append(line.text))
         self.tab.on("pageerror", lambda error: self.said.append(str(error)))
-        self.tab.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
+        self.tab.on("dialog", self.refuse)
         self.tab.on("request", lambda request: self.asked.append(request))
         self.tab.goto(url)
+
+    def refuse(self, dialog: Any) -> None:
+        self.said.append(dialog.message)
+        dialog.dismiss()
 
     def panel(self, name: str) -> Any:
         self.tab.click(f"#tab-{name}")
@@ -539,7 +543,10 @@ def test_a_key_stays_in_the_tab(browser: Any, root: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("locale", ["en-GB", pytest.param("zh-CN", marks=pytest.mark.slow)])
 def test_troubles_say_what_happened_and_what_to_do(browser: Any, root: Path, locale: str) -> None:
     chinese = locale.startswith("zh")
-    english_or = lambda english, other: other if chinese else english  # noqa: E731
+
+    def english_or(english: str, other: str) -> str:
+        return other if chinese else english
+
     with Served([str(root / "lm")], engine=EngineLimits(most_rows=1, most_waiting=1)) as server:
         shown = Shown(browser, server.url, locale=locale)
         panel = shown.panel("write")
