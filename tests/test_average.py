@@ -326,6 +326,7 @@ def launcher() -> Any:
         yield found
 
 
+@pytest.mark.slow
 def test_killed_in_and_between_members_it_gives_the_same_bytes(
     launcher: Launcher, recipe: Path, tmp_path: Path
 ) -> None:

@@ -397,6 +397,7 @@ def begin(data: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log, env=env)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_stopped_and_resumed_gives_the_same_weights(data: Path, tmp_path: Path) -> None:
     """Told to stop while it reads masked words, killed while it learns labels, and the bits are the same."""
