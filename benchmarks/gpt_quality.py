@@ -142,13 +142,13 @@ def ours(options: argparse.Namespace, overrides: list[str]) -> None:
     keep_memory()
     from dataclasses import replace
 
-    from zhixing.models.gpt import GPT, GPTSettings
+    from zhixing.models.gpt import GPT
     from zhixing.recipe import parse_recipe
+    from zhixing.run import gpt_settings
     from zhixing.tokens.batches import Batch
     from zhixing.training.loop import fit
     from zhixing.training.objectives import next_token
     from zhixing.training.optimizers import make_optimizers
-    from zhixing.training.plan import d_ff, n_kv_heads
 
     torch.set_num_threads(options.threads)
     train, rest = tokens()
@@ -179,20 +179,7 @@ def ours(options: argparse.Namespace, overrides: list[str]) -> None:
         seed=options.seed,
     )
     model = GPT(
-        GPTSettings(
-            peers.GPT_SIZE["vocab_size"],
-            m.layout,
-            m.d_model,
-            m.n_layers,
-            m.n_heads,
-            n_kv_heads(m),
-            d_ff(m),
-            LENGTH,
-            0.0,
-            m.tie_embeddings,
-            m.rope_theta,
-            m.norm_eps,
-        ),
+        replace(gpt_settings(m, peers.GPT_SIZE["vocab_size"]), max_len=LENGTH, dropout=0.0),
         torch.Generator().manual_seed(options.seed),
     )
     torch.manual_seed(options.seed)

@@ -547,7 +547,9 @@ def test_a_failing_step_ends_those_that_write_and_the_engine_goes_on(ids: list[i
         assert (metrics.failed, metrics.steps_failed, metrics.finished, metrics.rows) == (2, 1, 1, 0)
 
 
-def test_a_listener_that_fails_is_a_reader_that_left(engine: Engine[Any], ids: list[int]) -> None:
+def test_a_listener_that_fails_is_a_reader_that_left(
+    engine: Engine[Any], ids: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     ticket = engine.submit(long_request(ids, slow, 200))
 
     def listener() -> None:
@@ -559,6 +561,7 @@ def test_a_listener_that_fails_is_a_reader_that_left(engine: Engine[Any], ids: l
         ticket.result(30)
     assert ids_of(engine.submit(Request(ids[:5], GREEDY)).result(30))
     assert engine.metrics().aborted == 1
+    assert "a listener failed" in caplog.text and "its event loop is closed" in caplog.text
 
 
 def test_readers_that_leave_at_random_leave_nothing_behind(model: PackedGPT, ids: list[int]) -> None:

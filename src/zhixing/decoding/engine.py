@@ -27,6 +27,7 @@ compute nothing heavy meanwhile. Nobody else may use the model while the engine 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -415,10 +416,11 @@ class Engine(Generic[S]):
                 self._decoder = Decoder(self.model)  # gives the caches back
 
     def _tell(self, work: _Work[S], tell: Callable[[], None]) -> None:
-        """A reader whose listener fails is gone."""
+        """A reader whose listener fails is gone, and the log says of what: the others' requests go on."""
         try:
             tell()
         except Exception:
+            logging.getLogger(__name__).exception("a listener failed; its request is cancelled")
             work.ticket.cancel()
 
     def _admit(self) -> None:

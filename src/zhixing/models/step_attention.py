@@ -143,6 +143,24 @@ def _attend_task(
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
+def _look(
+    q: Array,
+    q_norm: Array,
+    eps: float,
+    rotary: Array,
+    keys: Array,
+    values: Array,
+    owner: Array,
+    places: Array,
+    scores: Array,
+    out: Array,
+) -> None:
+    """Each head of each token looks: q (B, at least H K), keys and values (R, G, S, K), out (B, H K)."""
+    for task in prange(q.shape[0] * (out.shape[1] // keys.shape[3])):
+        _attend_task(task, q, q_norm, eps, rotary, keys, values, owner, places, scores, out)
+
+
+@njit(cache=True, error_model="numpy")
 def attention(
     qkv: Array,
     q_norm: Array,
@@ -163,25 +181,7 @@ def attention(
     (T, 2, K/2), or (1, 2, 0) where nothing turns.
     """
     _store_all(qkv, k_norm, eps, rotary, keys, values, owner, places)
-    for task in prange(qkv.shape[0] * (out.shape[1] // keys.shape[3])):
-        _attend_task(task, qkv, q_norm, eps, rotary, keys, values, owner, places, scores, out)
-
-
-@njit(parallel=True, cache=True, error_model="numpy")
-def _look(
-    q: Array,
-    no_norm: Array,
-    no_turn: Array,
-    keys: Array,
-    values: Array,
-    owner: Array,
-    places: Array,
-    scores: Array,
-    out: Array,
-) -> None:
-    """As the second half of `attention`: q (B, H K) only look, at keys and values (R, G, S, K) that are there."""
-    for task in prange(q.shape[0] * (out.shape[1] // keys.shape[3])):
-        _attend_task(task, q, no_norm, 0.0, no_turn, keys, values, owner, places, scores, out)
+    _look(qkv, q_norm, eps, rotary, keys, values, owner, places, scores, out)
 
 
 NO_NORM, NO_TURN = np.zeros(0, np.float32), np.zeros((1, 2, 0), np.float32)
@@ -213,5 +213,5 @@ def look(q: Tensor, keys: Tensor, values: Tensor, owners: Tensor, lengths: Tenso
     scores = np.empty((len(q), keys.shape[1], keys.shape[2]), np.float32)
     use_threads()
     last = (lengths[owners] - 1).numpy()
-    _look(q.numpy(), NO_NORM, NO_TURN, keys.numpy(), values.numpy(), owners.numpy(), last, scores, out.numpy())
+    _look(q.numpy(), NO_NORM, 0.0, NO_TURN, keys.numpy(), values.numpy(), owners.numpy(), last, scores, out.numpy())
     return out
