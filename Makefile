@@ -33,7 +33,7 @@ lint: $(READY) ## ruff, mypy and the contracts between the rooms
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint ## lint, then every fast test
+test: $(READY) ## every fast test
 	@CHROMIUM=$$(command -v chromium || command -v chromium-browser || command -v google-chrome || true); \
 	if [ -z "$$CHROMIUM" ] && [ -z "$$CI" ]; then \
 	  echo "Left out: browser tests (no chromium found; on Debian: apt-get install chromium)."; \
@@ -42,7 +42,7 @@ test: lint ## lint, then every fast test
 	echo "Left out: tests marked slow, release and network (make test-all runs slow; pytest -m release or -m network the others)."; \
 	$(PYTEST) -m "$$select"
 
-test-all: lint ## the slow tests too
+test-all: $(READY) ## the slow tests too
 	$(PYTEST) -m "not release and not network"
 
 bench: $(READY) ## speed beside the peers (benchmarks/peers.py says what it needs)

@@ -178,8 +178,10 @@ def test_hostile_text_in_a_browser(tmp_path: Path, browser: Any, policy: bool) -
     shown.on("dialog", lambda dialog: said.append(dialog.message))
     shown.goto(path.as_uri())
     shown.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    for element in shown.query_selector_all(".text, mark, th, .like li"):
-        element.dispatch_event("mouseover")
+    shown.eval_on_selector_all(
+        ".text, mark, th, .like li",
+        "all => all.forEach(e => e.dispatchEvent(new MouseEvent('mouseover', {bubbles: true})))",
+    )
     shown.wait_for_timeout(100)
     assert shown.evaluate("typeof pwned") == "undefined"
     assert (requests, said) == ([path.as_uri()], [])

@@ -218,6 +218,7 @@ def test_matmul_speed_is_that_of_a_processor() -> None:
     assert 1e8 < plan.matmul_speed("float32", seconds=0.02, size=128) < 1e15
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_memory_is_what_two_steps_take() -> None:
     """A process that trains two steps of the default model, half a batch, on one thread: the plan is within a quarter."""

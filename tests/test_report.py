@@ -399,8 +399,10 @@ def test_hostile_text_in_a_browser(tmp_path: Path, browser: Any, policy: bool) -
     page.on("dialog", lambda dialog: said.append(dialog.message))
     page.goto(path.as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    for element in page.query_selector_all("blockquote, .facts td, .bars th"):
-        element.dispatch_event("mouseover")
+    page.eval_on_selector_all(
+        "blockquote, .facts td, .bars th",
+        "all => all.forEach(e => e.dispatchEvent(new MouseEvent('mouseover', {bubbles: true})))",
+    )
     page.wait_for_timeout(100)
     assert page.evaluate("typeof pwned") == "undefined"
     assert (requests, said) == ([path.as_uri()], [])

@@ -188,6 +188,7 @@ def test_the_command_line(run: Translator, tmp_path: Path, command: Callable[...
         load_language_model(run.path)
 
 
+@pytest.mark.slow  # test_kill_resume.py has the loop's
 def test_a_run_that_is_killed_goes_on_to_the_same_weights(data: Path, run: Translator, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     arguments = [sys.executable, "-m", "zhixing", "train", str(data), *COMMON, "--out", str(out)]

@@ -8,6 +8,8 @@ import math
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -388,7 +390,7 @@ def test_early_stopping(tmp_path: Path) -> None:
     "layout,optim,rate",
     [
         ("qwen3", "muon", 0.02),
-        ("gpt2", "adamw", 0.006),
+        pytest.param("gpt2", "adamw", 0.006, marks=pytest.mark.slow),
         pytest.param("llama", "adamw", 0.006, marks=pytest.mark.slow),
     ],
 )
@@ -494,3 +496,19 @@ def test_the_demo_makes_fewer_steps_on_a_slower_processor() -> None:
     assert demo_settings("austen", 0.1) == ("train.max_steps=600", "train.eval_steps=150")
     assert demo_settings("austen", 0.3) == ("train.max_steps=350", "train.eval_steps=88")
     assert demo_settings("tang", 60.0) == ("train.max_steps=80", "train.eval_steps=20")
+
+
+def test_an_optimizer_leaves_torch_s_compiler_alone() -> None:
+    """Loading it takes two seconds of every training; only torch.compile, which is asked for, needs it."""
+    code = (
+        "import sys, torch; from torch import nn; from zhixing.recipe import TrainSettings\n"
+        "from zhixing.training.optimizers import make_optimizers\n"
+        "for optim in ('sgd', 'adam', 'adamw', 'muon'):\n"
+        "    model = nn.ModuleDict({'block': nn.Linear(3, 3), 'lm_head': nn.Linear(3, 3)})\n"
+        "    before = model.block.weight.clone()\n"
+        "    made = make_optimizers(model, TrainSettings(optim=optim, learning_rate=0.1))\n"
+        "    model.lm_head(model.block(torch.ones(1, 3))).square().sum().backward(); made.step(); made.zero_grad()\n"
+        "    assert model.block.weight.grad is None and not torch.equal(before, model.block.weight)\n"
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,6 +14,7 @@ the same rate. It is for the matrices inside the blocks; embeddings, head, norms
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -26,6 +27,23 @@ from torch.optim import Optimizer
 from zhixing.recipe import TrainSettings
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the steepest quintic at 0 that stays bounded
+
+
+def _leave_the_compiler() -> None:
+    """Let torch's optimizers start without its compiler, which takes two seconds to load.
+
+    torch marks some of their methods so that the compiler passes them over, and loads the compiler at the first call
+    to make the mark (and in each `step`, which `Optimizers.step` calls bare). Only the model is ever compiled here,
+    never a step, so a method may be its own marked version. A torch that keeps the mark elsewhere loads its compiler as
+    before.
+    """
+    for method in vars(Optimizer).values():
+        bare = getattr(method, "__wrapped__", None)
+        if bare is not None and getattr(method, "__module__", "") == Optimizer.__module__:
+            vars(bare).setdefault("__dynamo_disable", bare)
+
+
+_leave_the_compiler()
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -109,9 +127,10 @@ class Optimizers:
             for group, peak in zip(optimizer.param_groups, self.peaks[name], strict=True):
                 group["lr"] = peak * factor
 
+    @torch.no_grad()
     def step(self) -> None:
         for optimizer in self.members.values():
-            optimizer.step()
+            inspect.unwrap(type(optimizer).step)(optimizer)
 
     def zero_grad(self) -> None:
         for optimizer in self.members.values():
