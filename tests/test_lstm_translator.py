@@ -19,6 +19,7 @@ from zhixing.interchange.lstm_translator_layout import (
     lstm_translator_to_layout,
 )
 from zhixing.models.lstm_translator import LSTMTranslator, LSTMTranslatorSettings, places_beside
+from zhixing.training.objectives import target_given_source
 
 PAD, EOS = 0, 1
 VOCAB_SIZE = 30
@@ -77,7 +78,7 @@ def naive_cell(x: Tensor, h: Tensor, c: Tensor, p: Mapping[str, Tensor], suffix:
 
 
 def naive_translator(model: LSTMTranslator, ids: list[int], source: list[int]) -> tuple[Tensor, Tensor]:
-    """The module docstring, a text and a token at a time: h~ (T, D) and the weights (T, S)."""
+    """The module docstring, a text and a token at a time: h~ (T, D), or as a pointer hands it on, and the weights (T, S)."""
     s, e = model.settings, model.embedding.weight
     p = dict(model.encoder.named_parameters())
     nothing = e.new_zeros(s.d_model // 2)
@@ -114,14 +115,23 @@ def naive_translator(model: LSTMTranslator, ids: list[int], source: list[int]) -
             y = h[layer]
         if s.attention == "luong":
             context, a = look(y)
-        hiddens.append(torch.tanh(d["join.weight"] @ torch.cat([context, y])))
+        both = torch.cat([context, y])
+        hiddens.append(torch.tanh(d["join.weight"] @ both))
+        if s.pointer:
+            share = torch.sigmoid(d["pointer.weight"][0] @ both + d["pointer.bias"][0])
+            copied = [
+                sum((share * w for w, read in zip(a, source, strict=True) if read == token), torch.zeros_like(share))
+                for token in range(s.vocab_size)
+            ]
+            hiddens[-1] = torch.cat([hiddens[-1], torch.stack(copied)])
         weights.append(a)
     return torch.stack(hiddens), torch.stack(weights)
 
 
 @both
-def test_values_and_gradients_are_those_of_the_equations(attention: str) -> None:
-    model = make(vocab_size=9, d_model=4, attention=attention).double()
+@pytest.mark.parametrize("pointer", [False, True])
+def test_values_and_gradients_are_those_of_the_equations(attention: str, pointer: bool) -> None:
+    model = make(vocab_size=9, d_model=4, attention=attention, pointer=pointer).double()
     sources = [[2, 5, 1], [7, 1], [3, 3, 8, 6, 1]]
     source_ids, lengths = padded(sources)
     ids = torch.tensor([[0, 4, 6], [0, 7, 2], [0, 3, 8]])
@@ -142,6 +152,28 @@ def test_values_and_gradients_are_those_of_the_equations(attention: str) -> None
     ):
         assert other.abs().max() > 1e-6, f"{name} counts for nothing"
         torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@both
+def test_a_pointer_mixes_writing_and_copying(attention: str) -> None:
+    model = make(vocab_size=9, d_model=4, attention=attention, pointer=True).double()
+    source_ids, lengths = padded([[2, 5, 2, 1], [7, 1]])
+    hidden = model(torch.tensor([[0, 4], [0, 7]]), source_ids, lengths)
+    h, copied = hidden[..., :4], hidden[..., 4:]
+    assert (copied > 0).sum(dim=-1).tolist() == [[3, 3], [2, 2]], "only what is read can be copied"
+    share = copied.sum(dim=-1, keepdim=True)
+    expected = (1 - share) * (h @ model.embedding.weight.T).softmax(dim=-1) + copied
+    torch.testing.assert_close(model.logits(hidden).exp(), expected.float())
+    torch.testing.assert_close(expected.sum(dim=-1), torch.ones(2, 2, dtype=torch.float64))
+
+    class Batch:
+        inputs, targets = torch.tensor([[0, 4], [0, 7]]), torch.tensor([[4, 5], [7, -100]])
+        sources, source_lengths = source_ids, lengths
+
+    loss, count = target_given_source()(model, Batch)
+    wanted = -(expected[0, 0, 4].log() + expected[0, 1, 5].log() + expected[1, 0, 7].log())
+    assert int(count) == 3
+    torch.testing.assert_close(loss, wanted.float())
 
 
 def test_the_encoder_is_torch_s_over_packed_rows() -> None:
@@ -254,6 +286,7 @@ def test_dropout_only_in_training(attention: str) -> None:
         ("decoder_start_token_id", -1),
         ("decoder_start_token_id", 0.5),
         ("tie_word_embeddings", 1),
+        ("pointer", "yes"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused(key: str, value: object) -> None:
@@ -264,9 +297,11 @@ def test_a_value_that_cannot_be_used_is_refused(key: str, value: object) -> None
 
 def test_a_value_that_is_missing_is_named() -> None:
     config = lstm_translator_config(make().settings, eos_id=EOS, pad_id=PAD)
-    for key in set(config) - {"architectures", "eos_token_id", "pad_token_id", "is_encoder_decoder"}:
+    for key in set(config) - {"architectures", "eos_token_id", "pad_token_id", "is_encoder_decoder", "pointer"}:
         with pytest.raises(InputError, match=key):
             lstm_translator_settings({k: v for k, v in config.items() if k != key})
+    before = {k: v for k, v in config.items() if k != "pointer"}  # models from before there was one
+    assert lstm_translator_settings(before) == make().settings
 
 
 def test_a_tied_head_that_is_stored_too_is_the_embedding() -> None:

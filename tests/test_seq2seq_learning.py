@@ -43,12 +43,13 @@ def t5() -> T5:
     )  # fmt: skip
 
 
-def lstm(attention: str) -> LSTMTranslator:
+def lstm(attention: str, pointer: bool = False) -> LSTMTranslator:
     return LSTMTranslator(
         LSTMTranslatorSettings(
-            VOCAB_SIZE, d_model=64, n_encoder_layers=1, n_layers=1, max_len=16, dropout=0.0, attention=attention
+            VOCAB_SIZE, d_model=64, n_encoder_layers=1, n_layers=1, max_len=16, dropout=0.0, attention=attention,
+            pointer=pointer,
         )
-    )
+    )  # fmt: skip
 
 
 FAMILIES: dict[str, tuple[Callable[[], Model], float, int, int]] = {  # model, highest rate, steps, tokens of a batch
@@ -95,3 +96,24 @@ def test_it_learns(family: str, task: str) -> None:
     found = beam_search(model.eval(), [[*row, EOS] for row in unseen], settings)
     right = sum(best[0].ids == right_answer(row) for best, row in zip(found, unseen, strict=True))
     assert right > 0.99 * len(unseen), right
+
+
+def test_a_pointer_copies_what_it_has_never_written() -> None:
+    """Half of the digits stand in no text that it learns from; without a pointer nothing could write them."""
+    chance, half = random.Random(0), (FIRST_DIGIT + VOCAB_SIZE) // 2
+    seen, unseen = (
+        [[*chance.choices(digits, k=chance.randint(2, 6)), EOS] for _ in range(count)]
+        for digits, count in ((range(FIRST_DIGIT, half), 4_000), (range(half, VOCAB_SIZE), 100))
+    )
+    pairs = PairedTexts(seen, seen, start_id=PAD, pad_id=PAD, budget=600, seed=0)
+    model = lstm("bahdanau", pointer=True)
+    model.initialise(torch.Generator().manual_seed(0))
+    objective, optimizer = target_given_source(), torch.optim.AdamW(model.parameters(), lr=0.003)
+    for step in range(150):
+        loss, tokens = objective(model.train(), pairs.batch(step, 1))
+        optimizer.zero_grad()
+        torch.autograd.backward(loss / tokens)
+        optimizer.step()
+    written = beam_search(model.eval(), unseen, DecodingSettings(max_new_tokens=8, num_beams=1, n=1, eos_ids=(EOS,)))
+    tokens_right = [t in row for best, row in zip(written, unseen, strict=True) for t in best[0].ids]
+    assert sum(tokens_right) > 0.5 * len(tokens_right), sum(tokens_right) / len(tokens_right)

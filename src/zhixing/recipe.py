@@ -128,6 +128,7 @@ class ModelSettings:
     embeddings: str = ""  # lstm, textcnn: word vectors to start from, a file (GloVe, word2vec text) or "glove-6b-50d"
     freeze_embeddings: bool = False  # lstm and textcnn classifiers: leave the embeddings as they start
     attention: Literal["luong", "bahdanau"] = "luong"  # lstm that reads one text and writes another
+    pointer: bool = False  # the same lstm: tokens may be copied from what is read (See et al. 2017)
     n_filters: int = 100  # textcnn: of each width
     lora_rank: int = 0  # bert and gpt classifiers: train low-rank changes of this rank only; 0: all weights
     freeze_layers: int = 0  # bert and gpt classifiers: leave so many of the lowest as they start, embeddings the first

@@ -344,6 +344,7 @@ def build_seq2seq(recipe: Recipe, tokenizer: Tokenizer, generator: torch.Generat
                 attention=m.attention,
                 tie_embeddings=m.tie_embeddings,
                 start_id=start_id,
+                pointer=m.pointer,
             ),
             generator,
         )

@@ -33,7 +33,7 @@ ATTENTIONS: dict[str, AttentionKind] = {"bahdanau": "bahdanau", "luong": "luong"
 EMBEDDING, HEAD = "embedding.weight", "lm_head.weight"
 READ_KEYS = WRITING_KEYS | {
     *("attention", "d_model", "decoder_layers", "dropout", "encoder_layers", "is_encoder_decoder"),
-    "max_position_embeddings",
+    *("max_position_embeddings", "pointer"),
 }
 
 
@@ -59,6 +59,8 @@ def lstm_translator_shapes(s: LSTMTranslatorSettings) -> dict[str, tuple[int, ..
     shapes["decoder.start.weight"] = (2 * s.n_layers * d, d)
     shapes["decoder.start.bias"] = (2 * s.n_layers * d,)
     shapes["decoder.join.weight"] = (d, 2 * d)
+    if s.pointer:
+        shapes["decoder.pointer.weight"], shapes["decoder.pointer.bias"] = (1, 2 * d), (1,)
     if not s.tie_embeddings:
         shapes[HEAD] = (s.vocab_size, d)
     return shapes
@@ -93,6 +95,7 @@ def lstm_translator_config(s: LSTMTranslatorSettings, *, eos_id: int, pad_id: in
         "max_position_embeddings": s.max_len,
         "dropout": s.dropout,
         "attention": s.attention,
+        "pointer": s.pointer,
         "decoder_start_token_id": s.start_id,
         "eos_token_id": eos_id,
         "pad_token_id": pad_id,
@@ -133,4 +136,5 @@ def lstm_translator_settings(config: Mapping[str, Any]) -> LSTMTranslatorSetting
         attention=ATTENTIONS[attention],
         tie_embeddings=flag_of(config, "tie_word_embeddings", default=True),
         start_id=int(start_id),
+        pointer=flag_of(config, "pointer", default=False),
     )

@@ -303,6 +303,19 @@ class SelfAttention(nn.Module):
             )  # (B, H, T, K)
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
+    def weights(self, x: Tensor, rotary: Tensor | None) -> Tensor:
+        """How much each token (the row) takes from each (the column): (B, H, T, T), rows sum to 1, 0 for later ones.
+
+        The naive path, for looking at: `forward` never has them.
+        """
+        q, k, _ = self.heads(x, rotary)
+        k = k.repeat_interleave(self.n_heads // self.n_kv_heads, 1)  # (B, H, T, K)
+        scores = q @ k.transpose(-1, -2) / self.head_size**0.5  # (B, H, T, T)
+        count = x.shape[1]
+        seen = _causal_mask(torch.arange(count, device=x.device), count)  # (T, T)
+        weights: Tensor = scores.masked_fill(~seen, -torch.inf).float().softmax(dim=-1)
+        return weights
+
     def step(self, x: Tensor, rotary: Tensor | None, cache: KeyValueCache, positions: Tensor | int) -> Tensor:
         """The same for T new tokens a row, with the earlier ones in the cache."""
         if isinstance(positions, int) and rotary is None and self.q_norm is None and compiled_step(x):
@@ -442,6 +455,15 @@ class BiasedAttention(nn.Module):
                 q, k, v, attn_mask=bias.masked.to(q.dtype), dropout_p=dropout, scale=1.0
             )
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def weights(self, x: Tensor, bias: ScoreBias) -> Tensor:
+        """How much each token (the row) takes from each (the column): (B, H, T, T), rows sum to 1.
+
+        The naive path, for looking at: `forward` never has them.
+        """
+        q, k, _ = self.heads(x)
+        weights: Tensor = (q @ k.transpose(-1, -2) + bias.masked).float().softmax(dim=-1)
+        return weights
 
     def step(self, x: Tensor, bias: ScoreBias, cache: KeyValueCache, positions: Tensor | int) -> Tensor:
         """The same for T new tokens a row, with the earlier ones in the cache; bias (1 or B, H, T, seen)."""

@@ -11,6 +11,14 @@
     bahdanau   h_t = LSTM(h_{t-1}, [E y_t; z_t]),   score(h_{t-1}, h̄_s) = v^T tanh(W_q h_{t-1} + b + W_a h̄_s)
                                                              (Bahdanau, Cho & Bengio 2015, appendix A.1.2)
 
+With a pointer the model may take a token from the text that it reads instead of writing one (See, Liu & Manning 2017):
+
+    share      p_t = sigmoid(w^T [z_t; h_t] + b)                          (1 - p_gen; eq. 8, without y_t)
+    p(y)       (1 - p_t) softmax(logits)_y + p_t Σ_{s: x_s = y} a_t(s)    (eq. 9)
+
+Both sides have one vocabulary of byte pairs, so no word is unknown and none needs a place of its own. What the decoder
+hands on is then [h~; p_t Σ a_t], and `logits` gives log p(y).
+
 Luong's attention looks after the cell, and what it finds does not enter the next cell: no input feeding (their section
 3.3). So training runs all of a text through `nn.LSTM` at once. Bahdanau's looks before the cell and its context enters
 it: time steps run one after another. Forward and backward of 32 texts of 30 tokens, d_model 256, 2 and 2 layers, one
@@ -47,6 +55,7 @@ from zhixing.models.products import linear
 from zhixing.models.recurrence import LSTMWeights, lstm_cell, read_both_ways, start_bias
 
 AttentionKind = Literal["bahdanau", "luong"]
+LEAST = 1e-12  # a probability whose logarithm is taken
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,7 @@ class LSTMTranslatorSettings:
     attention: AttentionKind = "luong"
     tie_embeddings: bool = True  # the head is the embedding matrix (Press & Wolf 2017)
     start_id: int = 0
+    pointer: bool = False  # tokens may be copied from what is read
 
 
 class Memory(NamedTuple):
@@ -72,9 +82,15 @@ class Memory(NamedTuple):
 
     values: Tensor  # (G, S, D), h̄
     keys: Tensor  # (G, S, D), W_a h̄
+    ids: Tensor  # (G, S), what is read
     mask: Tensor | None  # (G, 1, S), True where a real token stands; None where all are real
     places: Tensor | None = None  # (B,)
     width: int = 1  # W
+
+    def ids_by_row(self, n_rows: int) -> Tensor:
+        """What each row reads: (B, S)."""
+        places = torch.arange(n_rows, device=self.ids.device) if self.places is None else self.places
+        return self.ids[places // self.width]
 
 
 def places_beside(owners: Tensor, n_texts: int) -> tuple[Tensor | None, int]:
@@ -132,6 +148,8 @@ class Decoder(nn.Module):
         self.attention = AdditiveAttention(s.d_model) if self.first else GeneralAttention(s.d_model)
         self.start = Linear(s.d_model, 2 * s.n_layers * s.d_model)
         self.join = Linear(2 * s.d_model, s.d_model, bias=False)
+        self.pointer = Linear(2 * s.d_model, 1) if s.pointer else None
+        self.vocab_size = s.vocab_size
         self.dropout = nn.Dropout(s.dropout)
 
     def start_state(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,16 +181,26 @@ class Decoder(nn.Module):
             found, weights = found[memory.places], weights[memory.places]
         return found, weights
 
-    def hidden(self, context: Tensor, h: Tensor) -> Tensor:
-        """h~ (..., D) of the context and the last layer's h, (..., D) each."""
-        return self.dropout(torch.tanh(self.join(torch.cat([context, h], dim=-1))))  # type: ignore[no-any-return]
+    def hidden(self, context: Tensor, h: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """h~ (..., D) of the context and the last layer's h, (..., D) each.
+
+        With a pointer (..., D + V): behind h~ the probability to copy each token, of the weights (..., S) and the ids
+        (..., S) that they stand for.
+        """
+        both = torch.cat([context, h], dim=-1)
+        hidden = self.dropout(torch.tanh(self.join(both)))
+        if self.pointer is None:
+            return hidden  # type: ignore[no-any-return]
+        share = torch.sigmoid(self.pointer(both).to(weights.dtype))  # (..., 1)
+        nothing = weights.new_zeros(*weights.shape[:-1], self.vocab_size)
+        return torch.cat([hidden.to(weights.dtype), nothing.scatter_add(-1, ids, share * weights)], dim=-1)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Embedded tokens x (B, T, D), each row over its own text, from h, c (L, B, D) -> h~ (B, T, D), (B, T, S)."""
         if not self.first:
             y, _ = self.recurrence(x, (h, c))  # (B, T, D)
             context, weights = self.look(y, memory)
-            return self.hidden(context, y), weights
+            return self.hidden(context, y, weights, memory.ids[:, None].expand_as(weights)), weights
         steps = []
         for x_t in x.unbind(dim=1):
             hidden, weights, h, c = self.step(x_t, h, c, memory)
@@ -195,14 +223,15 @@ class Decoder(nn.Module):
             next_c.append(c_l)
         if context is None or weights is None:
             context, weights = self.look_by_row(x, memory)
-        return self.hidden(context, x), weights, torch.stack(next_h), torch.stack(next_c)
+        hidden = self.hidden(context, x, weights, memory.ids_by_row(len(x)))
+        return hidden, weights, torch.stack(next_h), torch.stack(next_c)
 
 
 class LSTMTranslatorState:
     """What the decoder remembers of some rows, and the memory of their texts. `step` advances it in place.
 
-    h and c (L, B, D), lengths (B,) of what is written; values and keys (G, S, D) and source_lengths (G,) of the texts;
-    owners (B,): the text of each row. Each text has a row.
+    h and c (L, B, D), lengths (B,) of what is written; values and keys (G, S, D), ids (G, S) and source_lengths (G,) of
+    the texts; owners (B,): the text of each row. Each text has a row.
     """
 
     def __init__(
@@ -212,19 +241,21 @@ class LSTMTranslatorState:
         lengths: Tensor,
         values: Tensor,
         keys: Tensor,
+        ids: Tensor,
         source_lengths: Tensor,
         owners: Tensor,
     ) -> None:
         self.h, self.c, self.lengths = h, c, lengths
-        self.values, self.keys, self.source_lengths, self.owners = values, keys, source_lengths, owners
+        self.values, self.keys, self.ids = values, keys, ids
+        self.source_lengths, self.owners = source_lengths, owners
         self._memory: Memory | None = None
 
     def select(self, rows: Tensor) -> LSTMTranslatorState:
         """The given rows in that order; a text that no row reads any more is forgotten."""
         texts, owners = torch.unique(self.owners[rows], return_inverse=True)
-        kept = self.values, self.keys, self.source_lengths
+        kept = self.values, self.keys, self.ids, self.source_lengths
         if len(texts) < len(self.source_lengths):
-            kept = self.values[texts], self.keys[texts], self.source_lengths[texts]
+            kept = self.values[texts], self.keys[texts], self.ids[texts], self.source_lengths[texts]
         return LSTMTranslatorState(self.h[:, rows], self.c[:, rows], self.lengths[rows], *kept, owners)
 
     def append(self, other: LSTMTranslatorState) -> LSTMTranslatorState:
@@ -234,12 +265,14 @@ class LSTMTranslatorState:
             torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[1])) for x in pair])
             for pair in ((self.values, other.values), (self.keys, other.keys))
         )
+        ids = torch.cat([F.pad(x, (0, longest - x.shape[1])) for x in (self.ids, other.ids)])
         return LSTMTranslatorState(
             torch.cat([self.h, other.h], dim=1),
             torch.cat([self.c, other.c], dim=1),
             torch.cat([self.lengths, other.lengths]),
             values,
             keys,
+            ids,
             torch.cat([self.source_lengths, other.source_lengths]),
             torch.cat([self.owners, other.owners + len(self.source_lengths)]),
         )
@@ -249,7 +282,8 @@ class LSTMTranslatorState:
         if self._memory is None:
             mask = source_mask(self.source_lengths, self.values.shape[1])
             places, width = places_beside(self.owners, len(self.source_lengths))
-            self._memory = Memory(self.values, self.keys, None if mask is None else mask[:, 0], places, width)
+            mask = None if mask is None else mask[:, 0]
+            self._memory = Memory(self.values, self.keys, self.ids, mask, places, width)
         return self._memory
 
 
@@ -301,7 +335,7 @@ class LSTMTranslator(nn.Module):
     def _write(self, ids: Tensor, source_ids: Tensor, source_lengths: Tensor) -> tuple[Tensor, Tensor]:
         values = self.encode(source_ids, source_lengths)
         mask = source_mask(source_lengths, source_ids.shape[1])
-        memory = Memory(values, self.decoder.attention.key(values), None if mask is None else mask[:, 0])
+        memory = Memory(values, self.decoder.attention.key(values), source_ids, None if mask is None else mask[:, 0])
         h, c = self.decoder.start_state(values, source_lengths)
         return self.decoder(self.dropout(self.embedding(ids)), h, c, memory)  # type: ignore[no-any-return]
 
@@ -310,8 +344,13 @@ class LSTMTranslator(nn.Module):
         return self.embedding.weight if self.lm_head is None else self.lm_head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) -> logits (..., V) fp32."""
-        return linear(hidden, self.head(), None).float()
+        """hidden (..., D) -> logits (..., V) fp32; with a pointer (..., D + V) -> the log-probabilities."""
+        if not self.settings.pointer:
+            return linear(hidden, self.head(), None).float()
+        own, copied = hidden[..., : self.settings.d_model], hidden[..., self.settings.d_model :]
+        written = linear(own, self.head(), None).softmax(dim=-1, dtype=copied.dtype)
+        probabilities: Tensor = (1 - copied.sum(dim=-1, keepdim=True)) * written + copied
+        return probabilities.clamp_min(LEAST).log().float()
 
     @property
     def longest_source(self) -> int:
@@ -332,7 +371,7 @@ class LSTMTranslator(nn.Module):
         h, c = self.decoder.start_state(values, lengths)
         keys = self.decoder.attention.key(values)
         owners = torch.arange(len(sources), device=keys.device)
-        state = LSTMTranslatorState(h, c, torch.zeros_like(lengths), values, keys, lengths, owners)
+        state = LSTMTranslatorState(h, c, torch.zeros_like(lengths), values, keys, ids, lengths, owners)
         start = torch.full_like(lengths, self.settings.start_id)[:, None]
         return state, self.step(start, torch.ones_like(lengths), state)[:, 0]
 

@@ -37,6 +37,7 @@ class ModelCard(Answer):
     max_model_len: int | None
     labels: list[str] | None
     target_languages: list[str] | None
+    attention: bool
 
 
 class ModelList(Answer):
@@ -191,6 +192,21 @@ class Aligned(Answer):
     input_tokens: list[str]
     output_tokens: list[str]
     weights: list[list[float]]
+
+
+class AttentionMap(Answer):
+    """weights[l][h][t][s]: how much row t takes from column s in head h of layer l; a row sums to 1."""
+
+    kind: Literal["bidirectional", "causal", "cross"]
+    rows: list[str]
+    columns: list[str]
+    weights: list[list[list[list[float]]]]
+
+
+class Attended(Answer):
+    object: Literal["attention"]
+    model: str
+    maps: list[AttentionMap]
 
 
 class Predicted(Answer):

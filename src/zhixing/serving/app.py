@@ -18,13 +18,14 @@ from zhixing.decoding.engine import DrainingError
 from zhixing.decoding.fair_queue import QueueFullError
 from zhixing.decoding.ticket import RequestCancelledError, TimedOutError
 from zhixing.errors import InputError
-from zhixing.serving import answers, batches, completions
+from zhixing.serving import answers, attention, batches, completions
 from zhixing.serving.metrics import CONTENT_TYPE, exposition
 from zhixing.serving.problems import ApiError, as_api_error, invalid_body
 from zhixing.serving.service import Service, answer, as_json
 from zhixing.serving.wire import (
     ID_PATTERN,
     AlignRequest,
+    AttentionRequest,
     ChatRequest,
     ClassifyRequest,
     CompletionRequest,
@@ -206,6 +207,11 @@ def _batch_routes(app: FastAPI, service: Service) -> None:
               summary="What was read for each token of a translation")  # fmt: skip
     async def align(request: Request, asked: AlignRequest) -> Response:
         return await batches.align(service, request, asked)
+
+    @app.post("/v1/attention", response_model=answers.Attended, responses=ERRORS, tags=["batches"],
+              summary="Where each head of a model looks")  # fmt: skip
+    async def attend(request: Request, asked: AttentionRequest) -> Response:
+        return await attention.attention(service, request, asked)
 
     @app.post("/v1/classify", response_model=answers.Predictions, responses=ERRORS, tags=["batches"],
               summary="Say what texts are")  # fmt: skip

@@ -21,12 +21,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from zhixing.classifier import Classifier, polarities
 from zhixing.decoding.engine import Batch, Engine
 from zhixing.decoding.protocol import as_reader, context_length
 from zhixing.dialogue import Chat
 from zhixing.entry import load_any
 from zhixing.errors import InputError
+from zhixing.explain.attention_heads import Kind, attention_heads, heads_of
 from zhixing.explain.explanation import Explanation, Method
 from zhixing.interchange.classifier_directory import is_classifier
 from zhixing.interchange.model_directory import read_any_model, read_config
@@ -102,6 +106,14 @@ class Alignment:
     weights: list[list[float]]
 
 
+@dataclass(frozen=True)
+class ToAttend:
+    """Ids that are read, and those that were written before each token of the output, where a model writes apart."""
+
+    read: list[int]
+    written: list[int] | None = None
+
+
 class Hosted:
     """`run` is a Run, Chat, Translator, Summarizer, Classifier or Embedder, as `task` says."""
 
@@ -113,6 +125,7 @@ class Hosted:
         self.classes: Batch[str, Prediction] = Batch(self._classify, AT_ONCE)
         self.explanations: Batch[ToExplain, Explanation] = Batch(self._explain, 1)
         self.alignments: Batch[ToAlign, Alignment] = Batch(self._align, 1)
+        self.attentions: Batch[ToAttend, dict[Kind, Tensor]] = Batch(self._attend, 1)
         self.vectors: Batch[tuple[str, TooLong], list[float]] = Batch(self._embed, AT_ONCE)
 
     def _writer(self) -> Any:
@@ -149,6 +162,11 @@ class Hosted:
         return None
 
     @cached_property
+    def attends(self) -> bool:
+        """Whether it has heads that look at tokens."""
+        return self.tokenizer is not None and bool(heads_of(self.run.model))
+
+    @cached_property
     def polarities(self) -> dict[str, float] | None:
         """What each label says of an opinion, from -1 to 1; None where it tells no opinions apart."""
         if not isinstance(self.run, Classifier) or self.run.problem_type == "regression":
@@ -162,6 +180,7 @@ class Hosted:
         return {
             "id": self.id, "object": "model", "created": self.created, "owned_by": "zhixing", "task": self.task,
             "max_model_len": self.context, "labels": labels, "target_languages": languages,
+            "attention": self.attends,
         }  # fmt: skip
 
     def needs(self, *tasks: Task) -> None:
@@ -190,6 +209,21 @@ class Hosted:
                 found.append(Alignment(sources, tokens, weights.tolist()))
             except InputError as error:
                 found.append(error)
+        return found
+
+    def _attend(
+        self, asked: Sequence[ToAttend], breathe: Callable[[], None]
+    ) -> list[dict[Kind, Tensor] | Exception]:
+        found: list[dict[Kind, Tensor] | Exception] = []
+        for a in asked:
+            read = torch.tensor([a.read])  # (1, S)
+            if a.written is not None:
+                inputs = (torch.tensor([a.written]), read, torch.tensor([len(a.read)]))
+            elif isinstance(self.run, Classifier):
+                inputs = (read, torch.ones_like(read, dtype=torch.bool))
+            else:
+                inputs = (read,)
+            found.append(attention_heads(self.run.model, *inputs))
         return found
 
     def _embed(

@@ -13,6 +13,8 @@ MOST_SAMPLES = 16
 MOST_NEW_TOKENS = 65_536
 MOST_CHARACTERS = 1 << 20  # of a text; the body's limit comes first
 MOST_EXPLAINED = 5_000  # characters of a text to explain: it is read some hundred times
+MOST_ATTENDED = 128  # tokens of a text whose attention is shown
+MOST_WEIGHTS = 1 << 19  # of all its layers and heads
 MOST_STOPS = 16
 MOST_MESSAGES = 1_024
 

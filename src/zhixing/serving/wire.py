@@ -188,6 +188,16 @@ class AlignRequest(Sent):
     target_language: Annotated[str, Field(max_length=32)] = ""
 
 
+class AttentionRequest(Sent):
+    """A text; of a model that reads one text and writes another, what it wrote too."""
+
+    model: ModelId
+    input: TextToRead
+    output: TextToRead | None = None
+    target_language: Annotated[str, Field(max_length=32)] = ""
+    layer: Annotated[int, Field(ge=0, le=1023, description="This one only, counted from 0.")] | None = None
+
+
 class ClassifyRequest(Sent):
     model: ModelId
     input: TextToRead | Batch

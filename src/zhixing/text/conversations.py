@@ -204,7 +204,7 @@ def read_conversations(
         readers.Quarantine(quarantine or Path("quarantine.jsonl")) as aside,
         Progress(f"reading {source}", None, "conversations") as progress,
     ):
-        for row in _rows(source, s):
+        for row in message_rows(source, s, ("prompt", "completion")):
             try:
                 item = row if isinstance(row, Bad) else _conversation(row, s, counts)
             except InputError as error:
@@ -255,19 +255,17 @@ def _of_a_kind(error: InputError) -> bool:
     return error.what in PROBLEM_TEXTS.values()
 
 
+def clean_message(text: str, s: DataSettings) -> str:
+    """What a message says, as it is learnt."""
+    text, _ = cleaning.normalize(readers.unix(text), s.normalize)
+    return cleaning.remove_controls(text)[0].strip()
+
+
 def _conversation(row: Row, s: DataSettings, counts: ConversationCounts) -> Conversation:
     messages = _messages_of(row)
-
-    def clean(text: str) -> str:
-        text, _ = cleaning.normalize(readers.unix(text), s.normalize)
-        return cleaning.remove_controls(text)[0].strip()
-
-    for item in messages:
-        text = item.get("content", item.get("value")) if isinstance(item, dict) else None
-        if isinstance(text, str):
-            _refuse_surrogates(text, row.where)
+    refuse_half_characters(messages, row.where)
     try:
-        found = checked_messages(messages, clean)
+        found = checked_messages(messages, lambda text: clean_message(text, s))
     except MessageError as problem:
         setattr(counts, problem.kind, getattr(counts, problem.kind) + 1)
         what, mend = PROBLEM_TEXTS[problem.kind], readers.MEND_SKIP
@@ -277,6 +275,14 @@ def _conversation(row: Row, s: DataSettings, counts: ConversationCounts) -> Conv
     if isinstance(given, list) and all(type(n) is int for n in given):
         measured = tuple(given)
     return Conversation(tuple(found), "" if group is None else str(group), measured)
+
+
+def refuse_half_characters(messages: Iterable[Any], where: str) -> None:
+    """InputError where a message, as a file has it, holds a lone surrogate."""
+    for item in messages:
+        text = item.get("content", item.get("value")) if isinstance(item, dict) else None
+        if isinstance(text, str):
+            _refuse_surrogates(text, where)
 
 
 def _refuse_surrogates(text: str, where: str) -> None:
@@ -341,7 +347,8 @@ def dialogue_sets() -> list[str]:
     return [entry.name for entry in catalogue.list_datasets() if entry.task == "dialogue"]
 
 
-def _rows(source: str, s: DataSettings) -> Iterator[Row | Bad]:
+def message_rows(source: str, s: DataSettings, columns: tuple[str, ...]) -> Iterator[Row | Bad]:
+    """The lines of a data set by name, of a file or of all in a folder; csv and tsv must have these columns."""
     if source in catalogue.names():
         entry = catalogue.show_dataset(source)
         if entry.task != "dialogue":
@@ -363,7 +370,7 @@ def _rows(source: str, s: DataSettings) -> Iterator[Row | Bad]:
             f"there are no conversations in {source!r}",
             where=name,
             why="running text says nothing of who speaks" if files else "",
-            mend="give .jsonl or .parquet with messages, or .csv with the columns prompt and completion",
+            mend=f"give .jsonl or .parquet with messages, or .csv with the columns {', '.join(columns)}",
         )
     for file in usable:
         readers.check_readable(file)
@@ -372,7 +379,7 @@ def _rows(source: str, s: DataSettings) -> Iterator[Row | Bad]:
         elif file.kind == "parquet":
             yield from readers.parquet_rows(file, lambda names, where: names)
         else:
-            yield from readers.csv_rows(file, _prompt_and_completion)
+            yield from readers.csv_rows(file, _chosen_columns(columns))
 
 
 def _grouped(rows: Iterator[Row | Bad], part: str) -> Iterator[Row | Bad]:
@@ -383,12 +390,17 @@ def _grouped(rows: Iterator[Row | Bad], part: str) -> Iterator[Row | Bad]:
         yield row
 
 
-def _prompt_and_completion(names: list[str], where: str) -> list[str]:
-    for column in ("prompt", "completion"):
-        if column not in names:
-            why = f"the columns are {', '.join(map(repr, names[:20]))}"
-            raise InputError(f"there is no column {column!r}", where=where, why=why, mend="name it so")
-    return [name for name in ("prompt", "completion", "system", "group") if name in names]
+def _chosen_columns(columns: tuple[str, ...]) -> Callable[[list[str], str], list[str]]:
+    """Those of a table that are read: `columns`, which must be there, and what may stand beside them."""
+
+    def choose(names: list[str], where: str) -> list[str]:
+        for column in columns:
+            if column not in names:
+                why = f"the columns are {', '.join(map(repr, names[:20]))}"
+                raise InputError(f"there is no column {column!r}", where=where, why=why, mend="name it so")
+        return [name for name in (*columns, "system", "group") if name in names]
+
+    return choose
 
 
 # ---- splitting
@@ -442,7 +454,7 @@ def split_conversations(
         raise InputError(
             "there are too few conversations to split", where=conversations.name, why=why, mend="give more"
         )
-    out = _drawn(units, heldout_fraction * len(conversations), seed)
+    out = drawn_units(units, heldout_fraction * len(conversations), seed)
     train = conversations.pick(i for i in range(len(conversations)) if i not in out)
     left, repeats, nearly = measurable(train, conversations.pick(sorted(out)), near=near)
     if not left:
@@ -457,7 +469,7 @@ def split_conversations(
     return train, left, ConversationSplit(len(train), len(left), count, repeats, nearly, groups)
 
 
-def _drawn(units: dict[str, list[int]], wanted: float, seed: int) -> set[int]:
+def drawn_units(units: dict[str, list[int]], wanted: float, seed: int) -> set[int]:
     """Indices held out: units in the order of their hash, each where it brings the count nearer to `wanted`."""
 
     def mark(unit: str) -> bytes:

@@ -173,9 +173,13 @@ def target_given_source(label_smoothing: float = 0.0) -> Objective:
     def objective(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         hidden = model(batch.inputs, batch.sources, batch.source_lengths)  # (B, T, D)
         inner: Any = getattr(model, "module", model)
+        smoothing = label_smoothing if model.training else 0.0
+        if getattr(inner.settings, "pointer", False):  # its scores are no product with the head alone
+            counted = batch.targets != IGNORED  # (B, T)
+            scores, targets = inner.logits(hidden[counted]), batch.targets[counted]  # (N, V), (N,)
+            return F.cross_entropy(scores, targets, reduction="sum", label_smoothing=smoothing), counted.sum()
         bias = getattr(inner, "logits_bias", None)
         bias = bias if bias is not None and bool(bias.any()) else None  # zeros until a checkpoint brings others
-        smoothing = label_smoothing if model.training else 0.0
         loss = linear_cross_entropy(hidden, inner.head(), batch.targets, smoothing, bias)
         return loss, (batch.targets != IGNORED).sum()
 
