@@ -16,8 +16,10 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 import openai
 import pytest
+import torch
 
 from served import KEY, Served, write_runs
 from zhixing import cli
@@ -25,8 +27,10 @@ from zhixing.decoding.engine import EngineLimits
 from zhixing.embeddings import embed_texts
 from zhixing.entry import load_any
 from zhixing.errors import InputError
+from zhixing.explain.attention_heads import attention_heads
 from zhixing.run import Run, load
 from zhixing.serve_cli import told
+from zhixing.serving import attention
 from zhixing.serving.app import make_app
 from zhixing.serving.guard import Guard, Keys, State, host_names
 from zhixing.serving.library import Library
@@ -302,6 +306,57 @@ def test_batches_are_what_python_gives(http: httpx.Client, root: Path) -> None:
     refused(http.post("/v1/translate", json={"model": "mood", "input": "x"}), 400, "wrong_task")
     refused(http.post("/v1/translate", json={"model": "en-zh", "input": "x", "target_language": "de"}), 400)
     refused(http.post("/v1/explain", json={"model": "mood", "input": "x", "label": "happy"}), 400)
+
+
+def test_the_attention_is_the_model_s(http: httpx.Client, root: Path, lm: Run) -> None:
+    def maps(model: str, text: str, **more: Any) -> dict[str, dict[str, Any]]:
+        answer = http.post("/v1/attention", json={"model": model, "input": text, **more})
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert body["object"] == "attention" and body["model"] == model
+        for each in body["maps"]:
+            weights = np.array(each["weights"])
+            assert weights.shape[2:] == (len(each["rows"]), len(each["columns"]))
+            np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-4)
+        return {each["kind"]: each for each in body["maps"]}
+
+    text = "It was 春."
+    (gpt,) = maps("lm", text).values()
+    expected = attention_heads(lm.model, torch.tensor([lm.tokenizer.encode(text)]))["causal"]
+    np.testing.assert_allclose(gpt["weights"], expected.numpy(), atol=1e-6)
+    assert gpt["kind"] == "causal" and np.shape(gpt["weights"])[:2] == (2, 2) and not np.triu(gpt["weights"], 1).any()
+    assert gpt["rows"] == gpt["columns"] and "".join(gpt["rows"][:-1]).startswith("It was ")
+    (one,) = maps("lm", text, layer=1).values()
+    assert one["weights"] == gpt["weights"][1:]
+    (bert,) = maps("bert", "It was").values()
+    assert bert["kind"] == "bidirectional" and (bert["rows"][0], bert["rows"][-1]) == ("[CLS]", "[SEP]")
+    (chat,) = maps("chat", "<|user|>").values()
+    assert chat["rows"].count("<|user|>") == 1 and chat["rows"][-1] == "<|assistant|>"
+    both = maps("en-zh", "Open the file.", output="打开文件")
+    assert set(both) == {"bidirectional", "causal", "cross"}
+    aligned = http.post("/v1/align", json={"model": "en-zh", "input": "Open the file.", "output": "打开文件"}).json()
+    cross = np.array(both["cross"]["weights"])[0].mean(0)  # one layer
+    np.testing.assert_allclose(cross[:, :-1], aligned["weights"], atol=1e-5)
+    assert both["cross"]["columns"][:-1] == aligned["input_tokens"] and not np.triu(both["causal"]["weights"], 1).any()
+    attentive = {model["id"]: model["attention"] for model in http.get("/v1/models").json()["data"]}
+    assert attentive == {"lm": True, "chat": True, "en-zh": True, "short": True, "mood": False, "bert": True}
+    for wrong, code in (({"model": "mood"}, "wrong_task"), ({"layer": 2}, "invalid_value"), ({"output": "x"}, "invalid_value"),
+                        ({"input": "word " * 80}, "context_length_exceeded"), ({"target_language": "zh"}, "invalid_value"),
+                        ({"model": "en-zh"}, "invalid_value"), ({"model": "en-zh", "output": "x " * 80}, "context_length_exceeded"),
+                        ({"model": "en-zh", "output": "x", "target_language": "de"}, "invalid_value"),
+                        ({"model": "chat", "input": "word " * 60}, "context_length_exceeded")):  # fmt: skip
+        refused(http.post("/v1/attention", json={"model": "lm", "input": "x"} | wrong), 400, code)
+
+
+def test_too_much_attention_is_refused_before_it_is_made(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"model": "lm", "input": "It was a truth"}
+    count = len(http.post("/v1/attention", json=asked).json()["maps"][0]["rows"])
+    monkeypatch.setattr(attention, "MOST_WEIGHTS", 4 * count**2 - 1)
+    error = refused(http.post("/v1/attention", json=asked), 400, "too_many_weights")
+    assert f"{4 * count**2:,} weights" in error["message"] and "one layer" in error["message"]
+    assert http.post("/v1/attention", json=asked | {"layer": 0}).status_code == 200
+    monkeypatch.setattr(attention, "MOST_ATTENDED", count - 1)
+    refused(http.post("/v1/attention", json=asked), 400, "too_many_weights")
 
 
 def test_ids(http: httpx.Client, lm: Run) -> None:

@@ -348,7 +348,7 @@ def test_a_best_model_that_could_not_be_saved_is_none(tmp_path: Path, monkeypatc
     model = tiny_gpt()
     settings = replace(TINY, max_steps=12)
     losses = iter([5.0, 1.0, 3.0, 4.0])
-    monkeypatch.setattr(loop, "heldout_loss", lambda *_: next(losses))
+    monkeypatch.setattr(loop, "heldout_means", lambda *_: {"loss": next(losses)})
     optimizers = make_optimizers(model, settings)
     result = fit(model, next_token(), optimizers, Reversal(), Reversal(), settings, EvalSettings(), tmp_path, {})
     assert (result.best_step, result.best_loss) == (9, 3.0)

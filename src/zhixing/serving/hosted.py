@@ -211,9 +211,7 @@ class Hosted:
                 found.append(error)
         return found
 
-    def _attend(
-        self, asked: Sequence[ToAttend], breathe: Callable[[], None]
-    ) -> list[dict[Kind, Tensor] | Exception]:
+    def _attend(self, asked: Sequence[ToAttend], breathe: Callable[[], None]) -> list[dict[Kind, Tensor] | Exception]:
         found: list[dict[Kind, Tensor] | Exception] = []
         for a in asked:
             read = torch.tensor([a.read])  # (1, S)

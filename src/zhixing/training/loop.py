@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,6 +55,17 @@ class Sequences(Protocol):
     def __len__(self) -> int: ...
     def batch(self, first: int, count: int) -> TokenBatch: ...
     def sequential(self, first: int, count: int) -> TokenBatch: ...
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is looked at on held-out batches beside the loss, in the same pass over them, the first of it shown.
+
+    sums(model, batch) -> (1 + K,): the sums over the batch of the loss and of what the K names say.
+    """
+
+    names: tuple[str, ...]
+    sums: Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -113,13 +125,14 @@ def fit(
     compiled: bool = False,
     bytes_per_token: float | None = None,
     unit: str = "tokens",
+    measures: Measures | None = None,
 ) -> FitResult:
     """Train `model` in place; leaves metrics.jsonl and checkpoints/ in run_dir and the model at its best step.
 
     `settings` must be resolved: max_steps, eval_steps and save_steps are numbers. `facts` (hashes of recipe, tokenizer
     and data, threads, dtype) are stored with each checkpoint and compared on resume. bytes_per_token turns held-out
-    nats into bits per byte, where there is text to be predicted; `unit` is what targets are called. InputError: a loss
-    or gradient that is not finite, a checkpoint of another run.
+    nats into bits per byte, where there is text to be predicted; `unit` is what targets are called; `measures` are
+    logged with each held-out loss. InputError: a loss or gradient that is not finite, a checkpoint of another run.
     """
     t = settings
     assert isinstance(t.max_steps, int) and isinstance(t.eval_steps, int) and isinstance(t.save_steps, int)
@@ -169,17 +182,20 @@ def fit(
 
     def evaluate() -> bool:
         """Measure held-out loss; True if training should stop."""
-        loss = heldout_loss(model, objective, heldout, eval_settings, parallel, bf16)
+        means = heldout_means(model, objective, heldout, eval_settings, parallel, bf16, measures)
+        loss = means.pop("loss")
         best = watch.see(state.step, train_loss, loss)
         bits = {} if bytes_per_token is None else {"eval_bits_per_byte": loss / math.log(2) / bytes_per_token}
         shown = recent_loss / recent_count if recent_count else train_loss  # since the last line of the log
         if log:
-            log.write({"step": state.step, "eval_loss": loss, **bits, "best": best})
+            others = {f"eval_{name}": value for name, value in means.items()}
+            log.write({"step": state.step, "eval_loss": loss, **bits, **others, "best": best})
             mark = "  best so far" if best else ""
             progress.close(
                 f"step {state.step:>6} of {t.max_steps}   training loss {shown:.3f}"
                 f"   held-out loss {loss:.3f}"
                 + "".join(f"   {value:.3f} bits per byte" for value in bits.values())
+                + "".join(f"   {name} {value:.3f}" for name, value in list(means.items())[:1])
                 + mark
             )
             if watch.overfits() and not watch.said:
@@ -299,17 +315,36 @@ def heldout_loss(
     model: nn.Module, objective: Objective, heldout: Sequences, settings: EvalSettings, parallel: Parallel, bf16: bool
 ) -> float:
     """Mean loss (nats per target) over the first max_sequences held-out sequences, shared among the processes."""
+    return heldout_means(model, objective, heldout, settings, parallel, bf16)["loss"]
+
+
+def heldout_means(
+    model: nn.Module,
+    objective: Objective,
+    heldout: Sequences,
+    settings: EvalSettings,
+    parallel: Parallel,
+    bf16: bool,
+    measures: Measures | None = None,
+) -> dict[str, float]:
+    """The same loss as "loss", and what `measures` names: means over targets."""
     model.eval()
-    total = torch.zeros(2, dtype=torch.float64)
+    names = ("loss", *(measures.names if measures else ()))
+    total = torch.zeros(1 + len(names), dtype=torch.float64)  # targets, then sums
     count = min(len(heldout), settings.max_sequences)
     size = settings.per_device_eval_batch_size
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         for number, first in enumerate(range(0, count, size)):
             if number % parallel.world == parallel.rank:
-                loss, targets = objective(model, heldout.sequential(first, min(size, count - first)))
-                total += torch.stack([loss.double(), targets.double()])
+                batch = heldout.sequential(first, min(size, count - first))
+                if measures:
+                    sums, targets = measures.sums(model, batch), (batch.targets != IGNORED).sum()
+                else:
+                    loss, targets = objective(model, batch)
+                    sums = loss[None]
+                total += torch.cat([targets.double()[None], sums.double()])
     total = parallel.sum(total)
-    return float(total[0] / total[1])
+    return dict(zip(names, (total[1:] / total[0]).tolist(), strict=True))
 
 
 class MetricsLog:
