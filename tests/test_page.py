@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
@@ -35,7 +36,7 @@ from zhixing.tasks.chat_template import CONTROLS, DEFAULT_TEMPLATE, end_ids
 from zhixing.tokens.tokenizer import Tokenizer, train_tokenizer
 
 RUNS = ("lm", "chat", "en-zh", "short", "mood", "bert")
-TABS = ("chat", "write", "translate", "summarize", "classify", "compare")
+TABS = ("chat", "write", "translate", "summarize", "classify", "compare", "attention")
 SCRIPTS = sorted(PAGE.glob("*.js"))
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
@@ -251,11 +252,43 @@ def check_answer(shown: Shown, http: httpx.Client, panel: Any, name: str) -> Non
         assert panel.locator(".text").text_content() == body["input"]
         mark = panel.locator("mark.f5" if heaviest["weight"] > 0 else "mark.a5").first
         assert mark.text_content() in {word["word"] for word in words}
+    elif name == "attention":
+        (body,) = shown.bodies("/v1/attention")
+        (found,) = http.post("/v1/attention", json=body).json()["maps"]
+        heads = panel.get_by_role("radio")
+        assert (
+            heads.count() == sum(map(len, found["weights"])) == 4 and panel.locator('.head[tabindex="0"]').count() == 1
+        )
+        table_is(panel, found, 0, 0)
+        heads.first.focus()
+        heads.first.press("ArrowRight")
+        shown.tab.keyboard.press("ArrowDown")
+        table_is(panel, found, 1, 1)
+        assert (
+            heads.nth(3).get_attribute("aria-checked") == "true" and panel.locator('[aria-checked="true"]').count() == 1
+        )
+        assert shown.tab.evaluate("document.activeElement.getAttribute('aria-checked')") == "true"
+        panel.locator(".large .scroll").focus()
+        for key in ("ArrowRight", "ArrowDown"):  # the first shows where it begins
+            shown.tab.keyboard.press(key)
+        told = panel.locator(".large .note", has_text="←").text_content()
+        assert f"{found['weights'][1][1][1][0]:.3f}" in told and found["columns"][0].strip() in told
     else:
         assert panel.locator(".matrix tbody tr").count() == 3
         assert [panel.locator(f"tbody tr:nth-child({n}) td").nth(n - 1).text_content() for n in (1, 2, 3)] == [
             "1.00"
         ] * 3
+
+
+def table_is(panel: Any, found: dict[str, Any], layer: int, head: int) -> None:
+    """The large picture is of this head, and a screen reader finds its numbers in a table."""
+    weights = found["weights"][layer][head]
+    rows = panel.locator(".aligned tbody tr")
+    assert rows.count() == len(found["rows"]) == len(weights)
+    for row, values in zip(rows.all(), weights, strict=True):
+        cells = row.locator("td").all_text_contents()
+        assert [cell or "0.00" for cell in cells] == [f"{v if v >= 0.02 * np.max(weights) else 0:.2f}" for v in values]
+        assert "strongest" in row.locator("td").nth(int(np.argmax(values))).get_attribute("class")
 
 
 def written(panel: Any) -> str:
@@ -713,7 +746,7 @@ def only_ours(shown: Shown) -> None:
     assert kinds <= {
         "a", "div", "header", "span", "h1", "h2", "p", "button", "noscript", "form", "label", "input", "main", "footer", "section", "ol", "li",
         "textarea", "select", "option", "details", "summary", "output", "table", "caption", "thead", "tbody", "tr", "th", "td", "small", "b",
-        "mark", "pre", "strong", "q",
+        "mark", "pre", "strong", "q", "canvas",
     }  # fmt: skip
     names = set(shown.tab.evaluate("[...document.body.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"))
     assert not {name for name in names if name.startswith("on") or name in ("srcdoc", "action", "formaction")}
@@ -727,7 +760,14 @@ def test_nothing_that_a_server_says_runs(browser: Any, server: Served) -> None:
     everything = "\n".join(HOSTILE)
     tasks = ("translation", "summarization")
     cards = [
-        {"id": text, "task": task, "max_model_len": None, "labels": None, "target_languages": HOSTILE}
+        {
+            "id": text,
+            "task": task,
+            "max_model_len": None,
+            "labels": None,
+            "target_languages": HOSTILE,
+            "attention": True,
+        }
         for text in HOSTILE
         for task in tasks
     ]
@@ -752,7 +792,16 @@ def test_nothing_that_a_server_says_runs(browser: Any, server: Served) -> None:
     assert [option.text_content() for option in panel.locator("option").all()] == HOSTILE * 2
     done(panel)
     assert [th.text_content() for th in panel.locator(".aligned th").all()] == [*HOSTILE[:2], *HOSTILE[2:]]
-    panel.locator(".aligned td").nth(1).dispatch_event("mouseenter")
+    panel.locator(".aligned tbody td").first.dispatch_event("mouseover")
+    assert HOSTILE[0] in panel.locator(".note", has_text="←").text_content()
+    heads = [[[[0.25, 0.75]] * 48] * 2] * 2
+    attended = {"maps": [{"kind": "cross", "rows": HOSTILE[2:], "columns": HOSTILE[:2], "weights": heads}]}
+    shown.tab.route("**/v1/attention", lambda route: route.fulfill(json=attended))
+    panel = shown.panel("attention")
+    panel.locator(".chip").first.click()
+    done(panel)
+    assert [th.text_content() for th in panel.locator(".aligned th").all()] == [*HOSTILE[:2], *HOSTILE[2:]]
+    panel.locator(".aligned tbody td").first.dispatch_event("mouseover")
     panel = shown.panel("summarize")
     panel.locator("form textarea").fill("x")
     for text in messages:

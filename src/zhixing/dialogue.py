@@ -33,6 +33,7 @@ from zhixing.cores import default_threads
 from zhixing.decoding.settings import DecodingSettings
 from zhixing.errors import InputError
 from zhixing.evaluation.dialogue import (
+    PREFERENCE,
     RULES,
     TFIDF,
     choose_rule,
@@ -40,6 +41,7 @@ from zhixing.evaluation.dialogue import (
     hits,
     log_mean_exp,
     mean_score,
+    preference_scores,
     reply_scores,
     tfidf_scores,
 )
@@ -51,7 +53,7 @@ from zhixing.interchange.model_directory import read_any_model
 from zhixing.models.gpt import GPT
 from zhixing.models.lora import LoRASettings, add_lora, merge, remove_lora
 from zhixing.progress import Progress, duration, quantity, say
-from zhixing.recipe import DataSettings, Recipe, parse_recipe
+from zhixing.recipe import DataSettings, Recipe, TrainSettings, parse_recipe
 from zhixing.run import (
     as_begun,
     build_model,
@@ -68,6 +70,7 @@ from zhixing.tasks.dialogue import (
     Reply,
     Speaker,
     joined_turns,
+    preference_turns,
     reply_log_probabilities,
     shorter_histories,
     source_pairs,
@@ -84,14 +87,17 @@ from zhixing.text.conversations import (
     read_conversations,
     split_conversations,
 )
+from zhixing.text.preferences import Preferences, holds_preferences, read_preferences
 from zhixing.text.readers import read_documents
 from zhixing.text.splits import split_documents
 from zhixing.tokens.batches import PackedSequences
 from zhixing.tokens.paired import PairedTexts
+from zhixing.tokens.preferred import PreferredRows
 from zhixing.tokens.shards import open_shards, write_shards
 from zhixing.tokens.tokenizer import Tokenizer, auto_vocab_size, train_tokenizer
 from zhixing.tokens.turns import LearntRows
 from zhixing.training.checkpoint import list_steps
+from zhixing.training.dpo import log_probabilities_of
 from zhixing.training.loop import FitResult, fit, take_best
 from zhixing.training.memory import give_back, keep_memory
 from zhixing.training.objectives import learnt_tokens, next_token, target_given_source
@@ -208,7 +214,7 @@ def train_dialogue(asked: Recipe, run_dir: Path, resume: bool, parallel: Paralle
     e = recipe.eval
     stored = StoredChat(model.eval(), tokenizer, DEFAULT_TEMPLATE, e.temperature, e.top_p, e.repetition_penalty)
     chat = Chat(run_dir, stored)
-    _finish(chat, recipe, parts, train, result, time.perf_counter() - began)
+    finish_dialogue(chat, recipe, parts, result, time.perf_counter() - began)
     return chat
 
 
@@ -306,6 +312,22 @@ def _batches(recipe: Recipe, speaker: Speaker, part: Conversations) -> Batches:
     )  # fmt: skip
 
 
+def preferred_rows(
+    stored: StoredChat, preferences: Preferences, max_len: int, t: TrainSettings
+) -> tuple[PreferredRows, int, int]:
+    """The pairs of rows of preferences; how many prompts were shortened, and pairs left out, to fit into max_len."""
+    tokenizer = stored.tokenizer
+    found = preference_turns(tokenizer, stored.template, preferences.items, max_len)
+    if not found.places:
+        why = f"each has more than {max_len} tokens"
+        raise InputError("no preference is short enough", where=preferences.name, why=why, mend="raise model.max_len")
+    sides = [[(row.ids, row.learnt) for row in side] for side in (found.chosen, found.rejected)]
+    rows = PreferredRows(
+        sides[0], sides[1], places=found.places, pad_id=tokenizer.pad_id, budget=t.max_tokens_per_batch, seed=t.seed
+    )
+    return rows, found.shortened, found.left_out
+
+
 def _refuse_nothing(count: int, max_len: int) -> None:
     if not count:
         why = f"each exchange has more than {max_len} tokens"
@@ -378,7 +400,18 @@ def _plan(model: Any, recipe: Recipe, batches: Batches, bf16: bool) -> str:
 # ---- the end of a run ------------------------------------------------------------------------------------------------
 
 
-def _finish(chat: Chat, recipe: Recipe, parts: Parts, batches: Batches, result: FitResult, seconds: float) -> None:
+@dataclass(frozen=True)
+class Tuning:
+    """What a run that was tuned by preferences has beside its replies: scores, facts of its data, words on how."""
+
+    scores: dict[str, Any]
+    facts: dict[str, Any]
+    words: str
+
+
+def finish_dialogue(
+    chat: Chat, recipe: Recipe, parts: Parts, result: FitResult, seconds: float, *, tuning: Tuning | None = None
+) -> None:
     """Measure the best model on the test part, and leave the run directory complete."""
     run_dir, model = chat.path, chat.stored.model
     peak = peak_memory()
@@ -398,13 +431,16 @@ def _finish(chat: Chat, recipe: Recipe, parts: Parts, batches: Batches, result: 
     atomic_write(run_dir / "data" / "ranking.json", json.dumps(chat.ranking.to_dict(), ensure_ascii=False, indent=1))
     training = [(exchange.statement, exchange.reply) for exchange in parts.train.exchanges()]
     scores, examples = chat.measured(parts.test, training=training, seed=seed)
+    if tuning:
+        scores["model"] |= tuning.scores
+    speed = "pairs_per_second" if tuning else "reply_tokens_per_second"
     facts = {
         "data": {
             "source": recipe.data.source,
             "train": {"conversations": len(parts.train), "replies": len(training)},
             "validation": {"conversations": len(parts.validation)},
             "test": {"conversations": len(parts.test), "how": parts.split},
-            "counts": dataclasses.asdict(parts.train.counts),
+            **(tuning.facts if tuning else {"counts": dataclasses.asdict(parts.train.counts)}),
         },
         "model": {
             "family": recipe.model.family,
@@ -417,7 +453,7 @@ def _finish(chat: Chat, recipe: Recipe, parts: Parts, batches: Batches, result: 
             "best_step": result.best_step,
             "ended": result.ended,
             "training_seconds": round(result.seconds, 1),
-            "reply_tokens_per_second": round(result.tokens / max(result.seconds, 1e-9)),
+            speed: round(result.tokens / max(result.seconds, 1e-9)),
             "total_seconds": round(seconds + time.perf_counter() - began, 1),
             "peak_memory_bytes": peak,
             "seed": seed,
@@ -427,7 +463,8 @@ def _finish(chat: Chat, recipe: Recipe, parts: Parts, batches: Batches, result: 
     atomic_write(run_dir / "facts.json", json.dumps(facts, ensure_ascii=False, indent=1))
     atomic_write(run_dir / "examples.jsonl", _json_lines(examples))
     write_chat(run_dir, chat.stored, chat.speaker.end_ids)
-    atomic_write(run_dir / "README.md", _card(chat, recipe, parts, scores))
+    how = f"{tuning.words} of" if tuning else f"on {len(parts.train):,} conversations of"
+    atomic_write(run_dir / "README.md", _card(chat, recipe, parts, scores, how))
     write_dialogue_report(run_dir)
     write_manifest(run_dir, {"kind": "dialogue", "step": result.best_step})
     say(scores_text(scores))
@@ -474,6 +511,12 @@ def scores_text(scores: dict[str, Any]) -> str:
         between = "" if low is None or high is None else f"   95 % within {low:{form}} to {high:{form}}"
         return f"{label:<34}{found['value']:>9{form}}{between}"
 
+    if model.get("pairs"):
+        for name, (label, _) in PREFERENCE.items():
+            lines.append(row(label, model.get(name), ".3f"))
+            if found := model.get(f"start_{name}"):
+                lines.append(row("  at the start", found, ".3f"))
+        lines.append(f"{model['pairs']:,} test preferences")
     lines.append(row("hits at 1 of 10", model.get("hits_at_1"), ".3f"))
     for name, label in TFIDF.items():
         if found := scores.get("baselines", {}).get(name):
@@ -493,7 +536,7 @@ def scores_text(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _card(chat: Chat, recipe: Recipe, parts: Parts, scores: dict[str, Any]) -> str:
+def _card(chat: Chat, recipe: Recipe, parts: Parts, scores: dict[str, Any], how: str) -> str:
     """The model card: what it is, what it learnt from, how well it does, and what it is not for."""
     library = "zhixing" if recipe.model.family == "lstm" else "transformers"
     language = scores["model"]["language"]
@@ -508,8 +551,7 @@ def _card(chat: Chat, recipe: Recipe, parts: Parts, scores: dict[str, Any]) -> s
             "---",
             f"# {chat.path.name}",
             "",
-            f"A {recipe.model.family} that replies{start} with zhixing (知行) on {len(parts.train):,} conversations of"
-            f" {recipe.data.source!r}.",
+            f"A {recipe.model.family} that replies{start} with zhixing (知行) {how} {recipe.data.source!r}.",
             "",
             f"Measured on {len(parts.test):,} conversations: {parts.split}.",
             "",
@@ -766,9 +808,39 @@ class Chat:
         ]
         return {"model": model, "baselines": baselines}, examples
 
+    def preference_scores(self, rows: PreferredRows, beta: float, seed: int = 0) -> dict[str, Any]:
+        """Whether replies that are preferred are the more probable ones, and became so since the start."""
+        with Progress("log p of the replies", rows.n_pairs, "preferences") as progress:
+            given = log_probabilities_of(self.model, rows, watch=progress.update)
+        return preference_scores(given, rows.reference, beta, seed)
+
     def evaluate(self, data: str | None = None) -> dict[str, Any]:
-        """Scores on conversations by name or path; on the run's own test part if not given."""
-        return self.measured(self.read(data))[0]
+        """Scores on conversations or preferences by name or path; on the run's own test part if not given.
+
+        Preferences are measured beside the reference of the file (ref_chosen_logps and ref_rejected_logps), else beside
+        the run's own start where that is still there; else it is only said which reply is the more probable one.
+        """
+        own = self.path / "data" / "preferences.jsonl"
+        kept = DataSettings(duplicates="keep", normalize="none")
+        if data is None and own.exists():
+            preferences, scores = read_preferences(str(own), kept), self.measured(self.read(None))[0]
+        elif data is not None and holds_preferences(data):
+            preferences = read_preferences(data, self.recipe.data if self.recipe else None)
+            scores = self.measured(preferences.conversations())[0]
+        else:
+            return self.measured(self.read(data))[0]
+        train = self.recipe.train if self.recipe else TrainSettings()
+        rows, _, left_out = preferred_rows(self.stored, preferences, self.model.settings.max_len, train)
+        if left_out:
+            say(f"{left_out:,} preferences that are too long were left out")
+        references = [preferences[place].reference for place in rows.places]
+        rows.reference = None
+        if all(references):
+            rows.reference = np.array(references)
+        elif self.recipe and self.recipe.task.kind == "preference" and is_chat(Path(self.recipe.task.start)):
+            rows.reference = log_probabilities_of(read_chat(Path(self.recipe.task.start)).model, rows)
+        scores["model"] |= self.preference_scores(rows, train.beta)
+        return scores
 
     def read(self, data: str | None) -> Conversations:
         """Conversations by name or path; the run's own test part if not given."""

@@ -14,6 +14,7 @@ from zhixing.interchange.chat_directory import is_chat
 from zhixing.interchange.classifier_directory import is_classifier
 from zhixing.interchange.gguf_file import export_gguf
 from zhixing.interchange.seq2seq_directory import is_seq2seq
+from zhixing.preference import train_preference
 from zhixing.progress import say
 from zhixing.recipe import PAIR_TASKS
 from zhixing.run import Run, asked_recipe, export_run, import_run, load, started, train
@@ -29,8 +30,9 @@ def train_any(source: str, *overrides: str, out: str | None = None, resume: bool
     """Train what `source` says: a recipe's name or file, or a file or folder of text (a language model).
 
     Overrides are ``table.key=value``; task.kind=classification makes a classifier of labelled texts,
-    task.kind=translation (summarization) a model of pairs, task.kind=dialogue one that replies. `out` is the folder to
-    make (runs/NAME if not given); with `resume` the run in it goes on. InputError says what to mend.
+    task.kind=translation (summarization) a model of pairs, task.kind=dialogue one that replies, task.kind=preference
+    one that replies rather as people prefer. `out` is the folder to make (runs/NAME if not given); with `resume` the run
+    in it goes on. InputError says what to mend.
     """
     recipe = asked_recipe(source, list(overrides))
     if recipe.task.kind == "language":
@@ -40,6 +42,8 @@ def train_any(source: str, *overrides: str, out: str | None = None, resume: bool
             return train_seq2seq(recipe, run_dir, resume, parallel)
         if recipe.task.kind == "dialogue":
             return train_dialogue(recipe, run_dir, resume, parallel)
+        if recipe.task.kind == "preference":
+            return train_preference(recipe, run_dir, resume, parallel)
         return train_classifier(recipe, run_dir, resume, parallel)
 
 

@@ -56,7 +56,9 @@ class DataSettings:
 class TaskSettings:
     """What is learnt: to go on with a text, or to answer about one."""
 
-    kind: Literal["language", "classification", "regression", "translation", "summarization", "dialogue"] = "language"
+    kind: Literal[
+        "language", "classification", "regression", "translation", "summarization", "dialogue", "preference"
+    ] = "language"
     test: str = ""  # texts to measure on; empty: the source's own test part, else data.heldout_fraction of it
     validation_fraction: float = 0.05  # of the training texts, for the best step and for calibration
     class_weights: Literal["none", "balanced"] = "none"  # balanced: rare labels count more, N / (C n_c)
@@ -158,6 +160,8 @@ class TrainSettings:
     min_lr_ratio: float = 0.0  # where cosine and trapezoid end, as a share of the peak
     max_grad_norm: float = 1.0  # 0: no clipping
     label_smoothing_factor: float = 0.0
+    beta: float = 0.1  # preference: how dear it is to leave what the model said at the start (DPO)
+    label_smoothing: float = 0.0  # preference: the share of preferences that may be the wrong way round (cDPO)
     bf16: bool | Auto = "auto"  # auto: where the processor multiplies bf16 itself
     compile: bool | Auto = "auto"  # auto: where a compiler is there and the run is long enough to repay it
     threads: int | Auto = (
@@ -419,6 +423,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         ("model.norm_eps", m.norm_eps),
         ("train.adam_epsilon", t.adam_epsilon),
         ("bag.learning_rate", b.learning_rate),
+        ("train.beta", t.beta),
         ("eval.top_p", recipe.eval.top_p),
         ("eval.repetition_penalty", recipe.eval.repetition_penalty),
     ):
@@ -500,15 +505,27 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     if pairs and m.family not in READERS:
         why = f"a {m.family} does not read one text and write another"
         refuse("model.family", why, f"take {', '.join(READERS)}")
+    tuned = recipe.task.kind == "preference"
+    if tuned and m.family != "gpt":
+        refuse("model.family", f"a {m.family} is not tuned by preferences", "take gpt")
+    if not 0 <= t.label_smoothing < 0.5:
+        why = f"it is {t.label_smoothing}, more than half of the preferences cannot be the wrong way round"
+        refuse("train.label_smoothing", why, "set it to 0 or more, and below 0.5")
+    if t.label_smoothing and not tuned:
+        refuse("train.label_smoothing", "it is of preferences", "set train.label_smoothing_factor")
+    if t.label_smoothing_factor and tuned:
+        refuse("train.label_smoothing_factor", "it is of tokens and labels", "set train.label_smoothing")
+    if t.beta != TrainSettings.beta and not tuned:
+        refuse("train.beta", "only preferences are learnt with it", 'set task.kind = "preference", or leave it out')
     replies = recipe.task.kind == "dialogue"
     if replies and m.family not in SPEAKERS:
         refuse("model.family", f"a {m.family} writes no reply", f"take {', '.join(SPEAKERS)}")
     if m.family in ("marian", "t5") and not pairs and not replies:
         why = f"a {m.family} reads one text and writes another"
         refuse("task.kind", why, 'set task.kind = "translation", "summarization" or "dialogue"')
-    if replies and recipe.eval.top_p > 1:
+    if (replies or tuned) and recipe.eval.top_p > 1:
         refuse("eval.top_p", f"it is {recipe.eval.top_p}, it is a share", "set it above 0, and to 1 at most")
-    if (pairs or replies) and t.per_device_train_batch_size != TrainSettings.per_device_train_batch_size:
+    if (pairs or replies or tuned) and t.per_device_train_batch_size != TrainSettings.per_device_train_batch_size:
         why = "a batch has as many pairs, or conversations, as their lengths allow"
         refuse("train.per_device_train_batch_size", why, "set train.max_tokens_per_batch")
     if recipe.data.max_ratio != 0 and not 1 <= recipe.data.max_ratio < float("inf"):
@@ -551,7 +568,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
             refuse(key, f"only the families bert and gpt have it, not {m.family}", "leave it out")
         if value and recipe.task.kind == "language":
             refuse(key, "only classifiers have it", 'set task.kind = "classification", or leave it out')
-        if value and replies and (m.family != "gpt" or key in ("model.freeze_layers", "train.layer_decay")):
+        if value and (replies or tuned) and (m.family != "gpt" or key in ("model.freeze_layers", "train.layer_decay")):
             refuse(key, f"a {m.family} that replies has no such thing", "leave it out")
     if recipe.bag.max_chars and not recipe.bag.buckets:
         refuse("bag.max_chars", "runs of characters live in buckets, and there are none", "set bag.buckets above 0")

@@ -145,6 +145,8 @@ def asked_recipe(source: str, overrides: list[str]) -> Recipe:
         )
     text = f"[data]\nsource = {toml_value(source)}\n"
     recipe = parse_recipe(text, source, overrides)
+    if recipe.task.kind == "preference":  # what suits a network from nothing would undo one that has learnt
+        return load_recipe("dpo", [f"data.source={toml_value(source)}", *overrides])
     size = _text_size(path) if os.path.lexists(path) else 0
     if 0 < size < 300_000 and recipe.task.kind not in (
         *PAIR_TASKS,

@@ -31,6 +31,14 @@ from zhixing.evaluation.text_baselines import TranslationMemory, words
 from zhixing.evaluation.translation import repeats_itself, score_translations
 
 CANDIDATES = 10
+PREFERENCE = {  # what is measured of preferences (`preference_scores`), and its two names
+    "reward_accuracy": ("reward accuracy", "奖励准确率"),
+    "reward_margin": ("reward margin", "奖励差"),
+    "preference_loss": ("preference loss", "偏好损失"),
+    "preferred": ("preferred reply more probable", "偏好回复概率更高"),
+    "log_p_chosen": ("log p of preferred replies", "偏好回复的对数概率"),
+    "log_p_rejected": ("log p of other replies", "其他回复的对数概率"),
+}
 
 Rule = Callable[[Floats, Floats, Floats], Floats]  # log p(r | x), tokens, log p(r), each (N, C) -> scores (N, C)
 RULES: dict[str, tuple[str, Rule]] = {
@@ -157,6 +165,39 @@ def _cosine(first: dict[str, float], second: dict[str, float]) -> float:
     if len(second) < len(first):
         first, second = second, first
     return sum(weight * second[term] for term, weight in first.items() if term in second)
+
+
+# ---- whether the preferred reply is the more probable one
+
+
+def preference_scores(given: Floats, reference: Floats | None, beta: float, seed: int) -> dict[str, Any]:
+    """Of log p of each pair's preferred reply and of the other, (N, 2) nats, by the model and by the reference.
+
+    preferred           the share of pairs of which the preferred reply is the more probable; `start_` by the reference
+    preference_loss     DPO's loss, log 2 for the reference itself (Rafailov et al. 2023, equation 7)
+    reward_accuracy     the share of which the reward beta (log p - log p_ref) of the preferred one is the higher
+    reward_margin       how much higher
+    log_p_chosen, log_p_rejected    nats a reply; `start_` by the reference
+
+    Without a reference the first and the last two.
+    """
+
+    def sides(log_p: Floats) -> dict[str, Floats]:
+        return {"preferred": (log_p[:, 0] > log_p[:, 1]).astype(np.float64), "log_p_chosen": log_p[:, 0],
+                "log_p_rejected": log_p[:, 1]}  # fmt: skip
+
+    each = sides(given)
+    if reference is not None:
+        rewards = beta * (given - reference)  # (N, 2)
+        margins = rewards[:, 0] - rewards[:, 1]
+        each |= {
+            "preference_loss": np.logaddexp(0.0, -margins),  # -log sigmoid
+            "reward_accuracy": (margins > 0).astype(np.float64),
+            "reward_margin": margins,
+            **{f"start_{name}": values for name, values in sides(reference).items()},
+        }
+    found = {name: mean_score(values, seed).to_dict() for name, values in each.items()}
+    return {**found, "pairs": len(given)}
 
 
 # ---- what written replies are like

@@ -30,6 +30,7 @@ from zhixing.errors import InputError
 from zhixing.tasks.chat_template import Turns, encode_chat, encode_turns, end_ids
 from zhixing.tasks.generation import Completion, generate_from, stream_from
 from zhixing.text.conversations import Conversation, Exchange, Message
+from zhixing.text.preferences import Preference
 from zhixing.tokens.paired import padded, pair_batch
 from zhixing.tokens.tokenizer import Tokenizer
 
@@ -165,6 +166,64 @@ def joined_turns(
             rows.append(list(ids))
         before = item.group
     return rows
+
+
+@dataclass(frozen=True)
+class PreferenceTurns:
+    """Both rows of each preference, and the places of these; how many prompts lost turns, and pairs left out."""
+
+    chosen: list[Turns]
+    rejected: list[Turns]
+    places: list[int]
+    shortened: int
+    left_out: int
+
+
+def preference_turns(
+    tokenizer: Tokenizer, template: str, preferences: Sequence[Preference], max_len: int
+) -> PreferenceTurns:
+    """Each prompt with both replies as rows of at most max_len + 1 ids, of which the replies' own are learnt.
+
+    What the assistant says in the prompt is not. Where the longer row does not fit, the prompt loses its oldest turns,
+    the same for both; a pair that is too long without them is left out.
+    """
+    sides = [[*p.prompt, *reply] for p in preferences for reply in (p.chosen, p.rejected)]
+    every = encode_turns(tokenizer, template, sides)
+    found = PreferenceTurns([], [], [], 0, 0)
+    shortened = left_out = 0
+    for place, item in enumerate(preferences):
+        histories = shorter_histories(item.prompt)
+        prompt = next(histories)
+        rows = every[2 * place : 2 * place + 2]
+        while max(len(row.ids) for row in rows) > max_len + 1:
+            prompt = next(histories, [])
+            if not prompt:
+                break
+            rows = encode_turns(tokenizer, template, [[*prompt, *item.chosen], [*prompt, *item.rejected]])
+        if not prompt:
+            left_out += 1
+            continue
+        shortened += len(prompt) < len(item.prompt)
+        said = sum(message.role == "assistant" for message in prompt)
+        chosen, rejected = (Turns(row.ids, _learnt_after(row.learnt, said)) for row in rows)
+        found.chosen.append(chosen)
+        found.rejected.append(rejected)
+        found.places.append(place)
+    return dataclasses.replace(found, shortened=shortened, left_out=left_out)
+
+
+def _learnt_after(learnt: Sequence[bool], replies: int) -> list[bool]:
+    """The flags without those of the first so many replies: each is a run of them, and ids of the frame stand between.
+
+    >>> _learnt_after([False, True, True, False, True], 1)
+    [False, False, False, False, True]
+    """
+    begun, before, kept = 0, False, []
+    for flag in learnt:
+        begun += flag and not before
+        kept.append(flag and begun > replies)
+        before = flag
+    return kept
 
 
 def source_pairs(speaker: Speaker, exchanges: Sequence[Exchange]) -> tuple[list[list[int]], list[list[int]], int]:

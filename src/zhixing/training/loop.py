@@ -428,7 +428,7 @@ def _resume(
         for message in checkpoint.messages:
             say(message)
     stored = checkpoint.state.facts
-    for key in ("recipe", "tokenizer", "data"):
+    for key in ("recipe", "tokenizer", "data", "start"):
         if stored.get(key) != facts.get(key):
             raise InputError(
                 f"the checkpoint was made with another {key}",

@@ -53,7 +53,8 @@ export function matrix(columns, rows, weights, { caption = "alignment", values =
   const table = el("table", { class: "aligned" }, saying("caption", { class: "unseen" }, caption, values), el("thead", {}, head), el("tbody", {}, ...body));
   const scroll = el("div", { class: "scroll", tabindex: "0", role: "group", mouseover: pointed, mouseleave: () => show(null), keydown: moved, blur: () => show(null) }, table);
   sayAttribute(scroll, "aria-label", caption, values);
-  return el("div", {}, scroll, note);
+  const scale = el("p", { class: "scale", "aria-hidden": "true" }, number(0), el("span", { class: "ramp" }), number(most, 2));
+  return el("div", {}, scroll, scale, note);
 }
 
 /** Blanks that can be seen. */

@@ -3,7 +3,7 @@
 const KEPT = "zhixing.key";
 const KINDS = {
   invalid_api_key: "wrong_key", queue_full: "full", queue_timeout: "full", too_many_requests: "full",
-  context_length_exceeded: "long", model_not_found: "gone", body_too_large: "large", timeout: "slow",
+  context_length_exceeded: "long", too_many_weights: "wide", model_not_found: "gone", body_too_large: "large", timeout: "slow",
   request_timeout: "slow", draining: "stopping", unavailable: "stopping", internal_error: "failed",
 };
 const BY_STATUS = { 401: "wrong_key", 413: "large", 429: "full", 500: "failed", 502: "lost", 503: "stopping", 504: "slow" };

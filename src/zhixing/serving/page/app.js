@@ -1,4 +1,5 @@
 /** The page: asks the server for its models, and has a tab for each thing that they can do. */
+import { attention } from "./attention.js";
 import { ask, hasKey, Trouble, useKey } from "./api.js";
 import { chat } from "./chat.js";
 import { classify } from "./classify.js";
@@ -9,13 +10,14 @@ import { summarize, translate } from "./rewrite.js";
 import { number, say, saying, startLanguage, told } from "./words.js";
 import { write } from "./write.js";
 
-const APPLICATIONS = [ // name, task of the models, what makes it
+const APPLICATIONS = [ // name, task of the models, what makes it; a function says of a model whether it is able
   ["chat", "dialogue", chat],
   ["write", "generation", write],
   ["translate", "translation", translate],
   ["summarize", "summarization", summarize],
   ["classify", "classification", classify],
   ["compare", "embedding", compare],
+  ["attention", (model) => model.attention, attention],
 ];
 
 const [about, tabs, work, keyForm, keyField, forget] = ["about", "tabs", "work", "key", "key-field", "key-forget"].map((id) => document.getElementById(id));
@@ -57,7 +59,7 @@ function build(models) {
   }
   say(about, "about", { n: number(models.length) });
   for (const [name, task, make] of APPLICATIONS) {
-    const able = models.filter((model) => model.task === task);
+    const able = models.filter(typeof task === "function" ? task : (model) => model.task === task);
     if (able.length === 0) continue;
     const { root, end } = make(able);
     const tab = saying("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}`, click: () => choose(name) }, name);

@@ -26,6 +26,7 @@ const WORDS = {
   summarize: ["Summarize", "摘要"],
   classify: ["Classify", "分类"],
   compare: ["Compare", "比较"],
+  attention: ["Attention", "注意力"],
 
   model: ["Model", "模型"],
   context: ["reads up to {n} tokens", "最多读 {n} 个词元"],
@@ -101,8 +102,8 @@ const WORDS = {
   share: ["{a} to {b} characters", "从 {a} 字到 {b} 字"],
   alignment: ["What it read for each piece", "各片段的对应原文"],
   alignment_note: [
-    "A row is a piece that was written, a column one that was read for it. The darker, the more; the frame has the most of its row.",
-    "行为写出的片段，列为所读原文的片段。颜色越深份额越大，方框为该行最大者。",
+    "A row is a piece that was written, a column one that was read for it. The darker, the more; the frame has the most of its row. Point at a cell or use the arrow keys for its number.",
+    "行为写出的片段，列为所读原文的片段。颜色越深份额越大，方框为该行最大者。指向格子或用方向键可见数值。",
   ],
   alignment_cell: ["{a} ← {b}: {n}", "{a} ← {b}：{n}"],
 
@@ -129,6 +130,22 @@ const WORDS = {
   likeness: ["How alike the texts are, from −1 to 1", "文本的相似度（−1 至 1）"],
   two_lines: ["Give at least two lines.", "请至少给出两行。"],
 
+  to_attend: ["Text for the model to read", "给模型读的文本"],
+  attend: ["Show attention", "显示注意力"],
+  both_ways: ["Each token looks at all", "每个词元看所有词元"],
+  both_ways_note: ["Tokens that were read: each may look at all of them.", "所读的词元：每个都可以看所有词元。"],
+  before: ["Each token looks back", "每个词元往回看"],
+  before_note: ["Each token looks at itself and those before it: above the diagonal nothing can be.", "每个词元只看自己和前面的词元：对角线之上必为空。"],
+  across: ["What is written looks at what was read", "写出的看所读的"],
+  across_note: ["A row is a token that is written, a column one that was read.", "行为写出的词元，列为所读的词元。"],
+  layer: ["layer {n}", "第 {n} 层"],
+  head: ["Layer {layer}, head {head}", "第 {layer} 层，第 {head} 头"],
+  attention_table: ["Attention of layer {layer}, head {head}: rows look, columns are looked at", "第 {layer} 层第 {head} 头的注意力：行看列"],
+  attention_note: [
+    "The darker, the more a row looks at a column; the frame has the most of its row. Point at a cell or use the arrow keys for its number. This shows where a head looks, not why the model answers as it does.",
+    "颜色越深，行看列越多；方框为该行最大者。指向格子或用方向键可见数值。此处只说明该头看了哪里，并不说明模型为何如此回答。",
+  ],
+
   curl: ["Copy as curl", "复制为 curl"],
   python: ["Copy as Python", "复制为 Python"],
   copied: ["Copied.", "已复制。"],
@@ -148,6 +165,8 @@ const WORDS = {
   long_mend: ["Shorten the text, or choose a model that reads more.", "请缩短文本，或换用可读更长文本的模型。"],
   gone: ["The model is not loaded any more.", "该模型已不在服务器上。"],
   gone_mend: ["Load this page again to see what there is.", "请刷新页面查看现有模型。"],
+  wide: ["This is too much attention to show at once.", "注意力太多，无法一次显示。"],
+  wide_mend: ["Shorten the text, or choose a model with fewer layers and heads.", "请缩短文本，或换用层数与头数较少的模型。"],
   large: ["This is more text than the server takes at once.", "文本超出服务器一次可接收的大小。"],
   large_mend: ["Send less at once.", "请减少一次发送的内容。"],
   slow: ["It took longer than it may take.", "用时超出上限。"],
