@@ -31,8 +31,8 @@ def train_any(source: str, *overrides: str, out: str | None = None, resume: bool
 
     Overrides are ``table.key=value``; task.kind=classification makes a classifier of labelled texts,
     task.kind=translation (summarization) a model of pairs, task.kind=dialogue one that replies, task.kind=preference
-    one that replies rather as people prefer. `out` is the folder to make (runs/NAME if not given); with `resume` the run
-    in it goes on. InputError says what to mend.
+    one that replies rather as people prefer. `out` is the folder to make (runs/NAME if not given); with `resume` the
+    run in it goes on. InputError says what to mend.
     """
     recipe = asked_recipe(source, list(overrides))
     if recipe.task.kind == "language":

@@ -1,6 +1,7 @@
 """The report of a run that replies: one HTML file with what a person needs to trust it.
 
-Hits at 1 of 10 beside TF-IDF's on the same candidates, what speaks against the run in words, the loss, replies to test
+Hits at 1 of 10 beside TF-IDF's on the same candidates (of a run that was tuned by preferences first the share of these
+that it learnt to reward), what speaks against the run in words, the loss, replies to test
 statements at even distances in the file (none chosen by hand), every score with its interval and what the given replies
 have. In the frame of every report (page.py).
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from zhixing.evaluation.classification_report import cut
-from zhixing.evaluation.dialogue import RULES
+from zhixing.evaluation.dialogue import PREFERENCE, RULES
 from zhixing.evaluation.labels import Words
 from zhixing.evaluation.page import render_page
 from zhixing.evaluation.records import RunRecords, number, read_records, visible
@@ -53,6 +54,9 @@ FACTS: dict[str, Words] = {
     "wrong_order": ("roles out of order", "角色次序有误"),
     "empty_content": ("an empty message", "空消息"),
     "no_reply": ("no reply at the end", "末尾无回复"),
+    "same_reply": ("both replies the same", "两条回复相同"),
+    "preferences": ("preferences", "偏好"),
+    "pairs_per_second": ("preferences learnt per second", "每秒学习的偏好"),
     "bad_records": ("lines that hold none", "无对话的行"),
     "bad_places": ("where", "位置"),
 }
@@ -75,7 +79,9 @@ def render_dialogue_report(run_dir: Path) -> str:
     notes = [note for note in records.notes if not note.startswith("samples.jsonl")]  # a run of replies writes none
     scores = records.model_scores
     bars = _bars(records)
-    loss, loss_is_log = loss_charts(records, ("nats a reply token", "奈特/回复词元"))
+    tuned = "pairs" in scores
+    unit = ("nats a preference", "奈特/偏好") if tuned else ("nats a reply token", "奈特/回复词元")
+    loss, loss_is_log = loss_charts(records, unit)
     rows = [row for key in SCORES if (row := _score_row(scores, key))]
     values = {
         "name": visible(records.name),
@@ -84,6 +90,7 @@ def render_dialogue_report(run_dir: Path) -> str:
         "bars": sorted(bars, key=lambda bar: -bar.value),
         "bar_limit": max((bar.high or bar.value for bar in bars), default=0.0) or 1.0,
         "bar_caption": ("hits at 1 of 10; higher is better.", "十选一命中率，越高越好。"),
+        "preference_rows": [row for key in PREFERENCE if (row := _preference_row(scores, key))],
         "score_rows": rows,
         "signature": _signature(scores),
         "rule_rows": _rules(scores),
@@ -93,7 +100,7 @@ def render_dialogue_report(run_dir: Path) -> str:
         "loss": {name: Markup(svg) for name, svg in loss.items()},
         "loss_is_log": loss_is_log,
         "loss_words": loss_words(records),
-        "small": [(title, Markup(svg)) for title, svg in small_charts(records)],
+        "small": [(title, Markup(svg)) for title, svg in small_charts(records, "pairs" if tuned else "tokens")],
         "tables": [(title, [_known(row) for row in rows]) for title, rows in fact_tables(records.facts)],
         "recipe_text": visible(records.recipe_text),
         "commands": _commands(records),
@@ -112,6 +119,9 @@ def _about(records: RunRecords) -> Words:
     if isinstance(train, dict) and (count := number(train.get("conversations"))):
         english = f"{english}, trained on {count:,.0f} conversations"
         chinese = f"{chinese}，用 {count:,.0f} 段对话训练"
+    pairs = records.fact("data", "preferences")
+    if isinstance(pairs, dict) and (count := number(pairs.get("train"))):
+        english, chinese = f"{english} with {count:,.0f} preferences", f"{chinese}（{count:,.0f} 条偏好）"
     if seconds := number(records.fact("run", "training_seconds")):
         english, chinese = f"{english} in {duration(seconds)}", f"{chinese}，用时 {duration(seconds)}"
     return visible(english + "."), visible(chinese + "。")
@@ -126,17 +136,23 @@ def _score(scores: dict[str, Any], key: str) -> tuple[float | None, float | None
 
 
 def _figure(scores: dict[str, Any]) -> dict[str, Any] | None:
-    value, low, high = _score(scores, "hits_at_1")
+    """The score that stands first, large, and what it says."""
+    rewarded, n = number(scores.get("pairs")) is not None, number(scores.get("pairs") or scores.get("n")) or 0
+    value, low, high = _score(scores, "reward_accuracy" if rewarded else "hits_at_1")
     if value is None:
         return None
-    n = number(scores.get("n")) or 0
-    between = ("", "")
+    english, chinese = (
+        "How often the true reply is ranked first among ten, nine of which were said to something else; by chance 0.1.",
+        "真实回复在十个候选（其余九个来自其他对话）中排第一的比例；随机为 0.1。",
+    )
+    if rewarded:
+        english = "Of how many test preferences the preferred reply gained more on the start's log p; by chance 0.5."
+        chinese = "在多少测试偏好中，偏好回复相对起始模型的对数概率增益更大；随机为 0.5。"
     if low is not None and high is not None:
-        between = (
-            f"95 % interval {low:.3f} – {high:.3f}, {n:,.0f} exchanges.",
-            f"95 % 区间 {low:.3f} – {high:.3f}，{n:,.0f} 次对答。",
-        )
-    return {"value": f"{value:.3f}", "label": SCORES["hits_at_1"][0], "between": between}
+        english += f" 95 % interval {low:.3f} – {high:.3f}, {n:,.0f} {'preferences' if rewarded else 'exchanges'}."
+        chinese += f"95 % 区间 {low:.3f} – {high:.3f}，{n:,.0f} {'条偏好' if rewarded else '次对答'}。"
+    label = PREFERENCE["reward_accuracy"] if rewarded else SCORES["hits_at_1"][0]
+    return {"value": f"{value:.3f}", "label": label, "said": (english, chinese)}
 
 
 def _bars(records: RunRecords) -> list[Bar]:
@@ -165,6 +181,17 @@ def _score_row(scores: dict[str, Any], key: str) -> dict[str, Any] | None:
     between = "" if low is None or high is None else f"{low:{form}} – {high:{form}}"
     return {"label": label, "value": f"{value:{form}}", "between": between,
             "given": "" if given is None else f"{given:{form}}"}  # fmt: skip
+
+
+def _preference_row(scores: dict[str, Any], key: str) -> dict[str, Any] | None:
+    """A score of preferences, and what the start had."""
+    value, low, high = _score(scores, key)
+    if value is None:
+        return None
+    first, _, _ = _score(scores, f"start_{key}")
+    between = "" if low is None or high is None else f"{low:.3f} – {high:.3f}"
+    return {"label": PREFERENCE[key], "value": f"{value:.3f}", "between": between,
+            "start": "" if first is None else f"{first:.3f}"}  # fmt: skip
 
 
 def _signature(scores: dict[str, Any]) -> str:
