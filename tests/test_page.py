@@ -268,6 +268,7 @@ def check_answer(shown: Shown, http: httpx.Client, panel: Any, name: str) -> Non
             heads.nth(3).get_attribute("aria-checked") == "true" and panel.locator('[aria-checked="true"]').count() == 1
         )
         assert shown.tab.evaluate("document.activeElement.getAttribute('aria-checked')") == "true"
+        shown.tab.mouse.move(0, 0)
         panel.locator(".large .scroll").focus()
         for key in ("ArrowRight", "ArrowDown"):  # the first shows where it begins
             shown.tab.keyboard.press(key)

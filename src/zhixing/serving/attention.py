@@ -109,10 +109,10 @@ def _refuse_many(heads: dict[Kind, list[int]], axes: Axes, layer: int | None) ->
 
 
 def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """What each token stands for; of a special token its name."""
+    """What each token stands for, a byte that is no character as \\xe5; of a special token its name."""
     vocabulary = tokenizer.vocabulary()
     known = [i if i < len(vocabulary) else None for i in ids]  # a model's vocabulary may be padded
-    return ["" if i is None else tokenizer.token_bytes(i).decode("utf-8", "replace") or vocabulary[i] for i in known]
+    return ["" if i is None else tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") or vocabulary[i] for i in known]
 
 
 def _body(hosted: Hosted, found: dict[Kind, Tensor], axes: Axes, layer: int | None) -> bytes:
