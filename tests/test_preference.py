@@ -27,8 +27,14 @@ from zhixing.files import verify_manifest
 from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.recipe import DataSettings, TrainSettings, load_recipe, parse_recipe
 from zhixing.tasks.dialogue import preference_turns, reply_log_probabilities
-from zhixing.text.conversations import Message
-from zhixing.text.preferences import Preference, read_preferences, split_preferences, with_other_prompts
+from zhixing.text.conversations import Message, read_conversations
+from zhixing.text.preferences import (
+    Preference,
+    against_others,
+    read_preferences,
+    split_preferences,
+    with_other_prompts,
+)
 from zhixing.tokens.preferred import PreferredRows
 from zhixing.training import dpo
 from zhixing.training.dpo import (
@@ -88,7 +94,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings_of(start: Chat, *more: str) -> list[str]:
     return [
         f"task.start={start.path}", *TINY, "data.heldout_fraction=0.2", "task.validation_fraction=0.1",
-        "train.max_tokens_per_batch=1000", "train.max_steps=20", "train.eval_steps=10", "train.learning_rate=0.003",
+        "train.max_tokens_per_batch=1000", "train.max_steps=20", "train.eval_steps=10", "train.save_steps=10", "train.learning_rate=0.001",
         "train.warmup_steps=2", "train.logging_steps=5", *more,
     ]  # fmt: skip
 
@@ -199,7 +205,7 @@ def test_held_out_loss_is_plain_and_measured_beside_the_rest() -> None:
          "rewards/rejected": rewards[:, 1].mean(), "logps/chosen": given[:, 0].mean(),
          "logps/rejected": given[:, 1].mean()}, abs=1e-5
     )  # fmt: skip
-    loss = sum(float(preferred(0.3, 0.4)(model, rows.sequential(n, 1))[0]) for n in range(len(rows)))
+    loss = sum(preferred(0.3, 0.4)(model, rows.sequential(n, 1))[0].item() for n in range(len(rows)))
     assert loss / 5 == pytest.approx(found["loss"], abs=1e-5)
     scores = preference_scores(given, rows.reference, 0.3, 0)
     assert scores["preference_loss"]["value"] == pytest.approx(found["loss"], abs=1e-5)
@@ -289,9 +295,7 @@ def test_it_learns_what_is_preferred(run: Chat, start: Chat) -> None:
     assert sum(answer.startswith("yes") for answer in answers) >= 19
 
 
-def test_the_run_is_whole_and_one_as_any_other(
-    run: Chat, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_run_is_whole_and_one_as_any_other(run: Chat, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify_manifest(run.path)
     for name in ("config.json", "model.safetensors", "chat_template.jinja", "README.md", "report.html", "recipe.toml",
                  "facts.json", "examples.jsonl", "data/test.jsonl", "data/preferences.jsonl"):  # fmt: skip
@@ -311,9 +315,17 @@ def test_the_run_is_whole_and_one_as_any_other(
     assert main(["evaluate", str(run.path), str(data)]) == 0  # beside the start, which is still there
     told = capsys.readouterr().out
     assert "reward accuracy" in told and f"{len(asked())} test preferences" in told
+
+
+@pytest.mark.slow
+def test_it_is_taken_elsewhere(run: Chat, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers is asked whether it writes the same, and llama.cpp where it is there."""
     assert main(["generate", str(run.path), "is anna", "--max-new-tokens", "5"]) == 0
     assert main(["export", str(run.path), str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "config.json").exists()
+    pytest.importorskip("gguf")
+    assert main(["export", str(run.path), str(tmp_path / "out.gguf"), "--to", "gguf"]) == 0
+    assert (tmp_path / "out.gguf").stat().st_size > 0
 
 
 def test_preferences_are_measured_on_any_chat_model(start: Chat, data: Path) -> None:
@@ -455,8 +467,6 @@ def test_what_holds_no_preferences_is_refused(tmp_path: Path, start: Chat, data:
         path.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=says):
             read_preferences(str(path))
-    with pytest.raises(InputError, match="holds no preferences"):
-        read_preferences("chatterbot-en")
     for settings, says in (
         ([f"data.source={data}"], "starts from a chat model"),
         ([f"data.source={data}", "task.start=nowhere"], "there is no run"),
@@ -485,15 +495,28 @@ def test_no_prompt_is_on_both_sides(tmp_path: Path) -> None:
     assert not {item.prompt for item in train} & {item.prompt for item in held}
     assert split_preferences(every, 0.1, 0)[1].items == held.items != split_preferences(every, 0.1, 1)[1].items
     grouped = read_preferences(
-        str(write_rows(tmp_path / "g.jsonl", [{**row, "group": f"g{n % 6}"} for n, row in enumerate(rows)]))
+        str(write_rows(tmp_path / "g.jsonl", [{**row, "group": f"g{n % 40 // 8}"} for n, row in enumerate(rows)]))
     )
     train, held, repeats = split_preferences(grouped, 0.2, 0)
-    assert not {item.group for item in train} & {item.group for item in held}
-    assert with_other_prompts(train, held) == (held, 0) and len(train) + len(held) + repeats == 120
+    assert (len(train), len(held), repeats) == (96, 24, 0) and len({item.group for item in held}) == 1
+    assert with_other_prompts(every.pick(range(3)), every.pick([40, 3, 43, 1])) == (every.pick([3, 43]), 2)
     with pytest.raises(InputError, match="too few preferences"):
         split_preferences(every.pick([0, 40]), 0.1, 0)
     assert len(every.conversations()) == 120
     assert len(every.pick([0, 0]).conversations()) == 1
+
+
+def test_of_conversations_preferences_are_made(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "completion": ("Yes", "yes ", "no", f"r{n}")[n % 4], "group": n % 5} for n in range(40)]
+    talks = read_conversations(str(write_rows(tmp_path / "t.jsonl", rows)))
+    found = against_others(talks)
+    assert len(found) == 40 and found.items == against_others(talks).items != against_others(talks, 1).items
+    for item, row in zip(found, rows, strict=True):
+        assert item.prompt == (Message("user", str(row["prompt"])),) and item.group == str(row["group"])
+        assert item.chosen[0].content == str(row["completion"]).strip()
+        assert item.rejected[0].content.lower() != item.chosen[0].content.lower()
+    with pytest.raises(InputError, match="all are the same"):
+        against_others(talks.pick([0, 1]))
 
 
 def test_settings_that_cannot_be_are_refused() -> None:

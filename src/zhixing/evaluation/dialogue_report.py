@@ -230,6 +230,15 @@ def _warnings(scores: dict[str, Any], bars: list[Bar]) -> list[Words]:
                     f"未必优于“{bar.label[1]}”：其 {bar.value:.3f} 落在本模型的区间内。",
                 )
             )
+    fell, stood = _score(scores, "log_p_chosen")[2], _score(scores, "start_log_p_chosen")[1]
+    if fell is not None and stood is not None and fell < stood:
+        found.append(
+            (
+                "What is preferred became less probable than it was at the start, as what is not did still more: a "
+                "lower learning rate, fewer steps or a higher beta stay nearer to the start.",
+                "偏好回复的概率低于起始模型（其他回复降得更多）：降低学习率、减少步数或提高 beta 可更接近起始模型。",
+            )
+        )
     written, given = number(scores.get("distinct_2")), number(scores.get("given_distinct_2"))
     if written is not None and given is not None and written < given / 2:
         found.append(

@@ -1,6 +1,6 @@
 """Preferences: two replies to one question, of which people (or a rule) prefer the first; read, checked and split.
 
-    read_preferences(source, settings)                       of a file or a folder
+    read_preferences(source, settings)                       of a file, a folder, or made of a data set by name
     split_preferences(preferences, fraction, seed)           two parts; no prompt is in both
 
 A line of jsonl (a row of parquet, csv or tsv) is, as TRL has it, one of
@@ -14,6 +14,9 @@ system's and ends with the user's; replies end with the assistant's. Where both 
 once more, as in some published sets, these are taken away. `group` (a person, a source) is never torn apart by a split.
 `ref_chosen_logps` and `ref_rejected_logps`, TRL's names, are log-probabilities that a reference model gave (nats).
 
+Of a data set of conversations (`zhixing data list`) they are made: each reply is preferred to one that was given to
+something else.
+
 What cannot be used is a problem, counted by its kind and named by its line; data.on_bad_record says what then.
 """
 
@@ -24,6 +27,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from zhixing.errors import InputError
 from zhixing.progress import Progress, say
@@ -39,7 +44,9 @@ from zhixing.text.conversations import (
     checked_messages,
     clean_message,
     drawn_units,
+    exchanges,
     message_rows,
+    read_conversations,
     refuse_half_characters,
 )
 from zhixing.text.readers import Bad, Row
@@ -128,14 +135,16 @@ class Preferences:
 def read_preferences(
     source: str, settings: DataSettings | None = None, *, quarantine: Path | None = None
 ) -> Preferences:
-    """The preferences of a file or a folder; those that came before are left out and counted.
+    """The preferences of a file or a folder; those that came before are left out and counted. Of a data set of
+    conversations by name those of `against_others`.
 
     InputError: a line that is wrong where on_bad_record is "fail", files of another kind, nothing left.
     """
     s = settings or DataSettings()
     if source in catalogue.names():
-        mend = "give a file of jsonl with prompt, chosen and rejected"
-        raise InputError(f"the data set {source!r} holds no preferences", mend=mend)
+        found = against_others(read_conversations(source, s, quarantine=quarantine))
+        say(f"{source}: {len(found):,} preferences are made, each reply against one to something else")
+        return found
     counts = PreferenceCounts()
     kept: list[Preference] = []
     seen: set[tuple[tuple[Message, ...], ...]] = set()
@@ -178,6 +187,28 @@ def read_preferences(
     for place in counts.bad_places:
         say(f"  {place}")
     return Preferences(source, kept, counts)
+
+
+def against_others(conversations: Conversations, seed: int = 0) -> Preferences:
+    """Each reply is preferred to one that was given to something else, drawn by the seed: one that differs from it.
+
+    What a model learns from them is to answer to the question: log p(reply | question) alone favours what is common.
+    InputError: all replies are the same.
+    """
+    places = [(item, exchange) for item in conversations for exchange in exchanges(item)]
+    said = [" ".join(exchange.reply.casefold().split()) for _, exchange in places]
+    if len(set(said)) < 2:
+        what = "preferences are made of replies that differ, and all are the same"
+        raise InputError(what, where=conversations.name, mend="give more conversations")
+    draw = np.random.default_rng([seed, 10])
+    items = []
+    for place, (item, exchange) in enumerate(places):
+        other = place
+        while said[other] == said[place]:
+            other = int(draw.integers(len(places)))
+        chosen, rejected = (Message("assistant", places[i][1].reply) for i in (place, other))
+        items.append(Preference(exchange.before, (chosen,), (rejected,), item.group))
+    return Preferences(conversations.name, items, PreferenceCounts(read=len(items), kept=len(items)))
 
 
 def holds_preferences(source: str, settings: DataSettings | None = None) -> bool:
