@@ -295,7 +295,9 @@ def test_it_learns_what_is_preferred(run: Chat, start: Chat) -> None:
     assert sum(answer.startswith("yes") for answer in answers) >= 19
 
 
-def test_the_run_is_whole_and_one_as_any_other(run: Chat, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_is_whole_and_one_as_any_other(
+    run: Chat, start: Chat, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     verify_manifest(run.path)
     for name in ("config.json", "model.safetensors", "chat_template.jinja", "README.md", "report.html", "recipe.toml",
                  "facts.json", "examples.jsonl", "data/test.jsonl", "data/preferences.jsonl"):  # fmt: skip
@@ -306,6 +308,7 @@ def test_the_run_is_whole_and_one_as_any_other(run: Chat, data: Path, capsys: py
     card = (run.path / "README.md").read_text(encoding="utf-8")
     assert "tuned by" in card and "reward accuracy" in card and "starting from" in card
     chat = cast(Chat, zhixing.load(run.path))
+    assert chat.stored.template == start.stored.template
     assert chat("is anna at rome?", temperature=0.0).text.startswith("yes")
     first = json.loads((run.path / "scores.json").read_text(encoding="utf-8"))["model"]
     again = chat.evaluate()["model"]

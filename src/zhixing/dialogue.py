@@ -825,6 +825,8 @@ class Chat:
         if data is None and own.exists():
             preferences, scores = read_preferences(str(own), kept), self.measured(self.read(None))[0]
         elif data is not None and holds_preferences(data):
+            if self.speaker.reads_apart:
+                raise InputError("preferences are measured on a gpt", where=str(self.path), mend="give conversations")
             preferences = read_preferences(data, self.recipe.data if self.recipe else None)
             scores = self.measured(preferences.conversations())[0]
         else:
@@ -834,7 +836,6 @@ class Chat:
         if left_out:
             say(f"{left_out:,} preferences that are too long were left out")
         references = [preferences[place].reference for place in rows.places]
-        rows.reference = None
         if all(references):
             rows.reference = np.array(references)
         elif self.recipe and self.recipe.task.kind == "preference" and is_chat(Path(self.recipe.task.start)):

@@ -103,7 +103,8 @@ def train_preference(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
     say(precision_line(asked, bf16, compiled=False))
     for name, rows in (("training", train), ("validation", validation), ("test", test)):
         with Progress(f"log p of the {name} replies at the start", rows.n_pairs, "preferences") as progress:
-            rows.reference = log_probabilities_of(model, rows, bf16=bf16, watch=progress.update)
+            half = bf16 and rows is not test  # as the model is looked at: the test part in fp32
+            rows.reference = log_probabilities_of(model, rows, bf16=half, watch=progress.update)
     facts = {
         "recipe": recipe_hash(recipe),
         "tokenizer": start.tokenizer.fingerprint(),

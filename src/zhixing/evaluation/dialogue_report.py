@@ -47,8 +47,8 @@ FACTS: dict[str, Words] = {
     "how": ("how it came about", "划分方式"),
     "task": ("task", "任务"),
     "reply_tokens_per_second": ("reply tokens learnt per second", "每秒学习的回复词元"),
-    "read": ("conversations read", "读入"),
-    "kept": ("conversations kept", "保留"),
+    "read": ("read", "读入"),
+    "kept": ("kept", "保留"),
     "repeated": ("repeated", "重复"),
     "unknown_role": ("of an unknown role", "角色不明"),
     "wrong_order": ("roles out of order", "角色次序有误"),
@@ -57,7 +57,7 @@ FACTS: dict[str, Words] = {
     "same_reply": ("both replies the same", "两条回复相同"),
     "preferences": ("preferences", "偏好"),
     "pairs_per_second": ("preferences learnt per second", "每秒学习的偏好"),
-    "bad_records": ("lines that hold none", "无对话的行"),
+    "bad_records": ("lines that hold none", "无内容的行"),
     "bad_places": ("where", "位置"),
 }
 
