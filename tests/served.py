@@ -78,7 +78,7 @@ class Served:
     """A server in a thread: `with Served(["lm=runs/mine"]) as server`."""
 
     def __init__(
-        self, runs: list[str], *, root: Path | None = None, key_file: Path | None = None,
+        self, runs: list[str], *, root: Path | None = None, trainings: Path | None = None, key_file: Path | None = None,
         engine: EngineLimits | None = None, page: Path | None = None, **limits: Any,
     ) -> None:  # fmt: skip
         self.log = io.StringIO()
@@ -93,7 +93,7 @@ class Served:
         def run() -> None:
             try:
                 serve(
-                    runs, port=0, root=root, api_key_file=key_file, log=Log(self.log), ready=started,
+                    runs, port=0, root=root, trainings=trainings, api_key_file=key_file, log=Log(self.log), ready=started,
                     limits=ServerLimits(engine=engine or EngineLimits(), **limits),
                     **({} if page is None else {"page": page}),
                 )  # fmt: skip

@@ -34,6 +34,8 @@ from zhixing.models.textcnn import TextCNNClassifier, TextCNNSettings
 from zhixing.serving.app import PAGE
 from zhixing.tasks.chat_template import CONTROLS, DEFAULT_TEMPLATE, end_ids
 from zhixing.tokens.tokenizer import Tokenizer, train_tokenizer
+from zhixing.training.loop import MetricsLog
+from zhixing.training.runlock import run_lock
 
 RUNS = ("lm", "chat", "en-zh", "short", "mood", "bert")
 TABS = ("chat", "write", "translate", "summarize", "classify", "compare", "attention")
@@ -747,7 +749,7 @@ def only_ours(shown: Shown) -> None:
     assert kinds <= {
         "a", "div", "header", "span", "h1", "h2", "p", "button", "noscript", "form", "label", "input", "main", "footer", "section", "ol", "li",
         "textarea", "select", "option", "details", "summary", "output", "table", "caption", "thead", "tbody", "tr", "th", "td", "small", "b",
-        "mark", "pre", "strong", "q", "canvas",
+        "mark", "pre", "strong", "q", "canvas", "ul", "progress", "svg", "g", "line", "polyline", "circle", "text",
     }  # fmt: skip
     names = set(shown.tab.evaluate("[...document.body.querySelectorAll('*')].flatMap(e => e.getAttributeNames())"))
     assert not {name for name in names if name.startswith("on") or name in ("srcdoc", "action", "formaction")}
@@ -767,7 +769,7 @@ def test_nothing_that_a_server_says_runs(browser: Any, server: Served) -> None:
             "max_model_len": None,
             "labels": None,
             "target_languages": HOSTILE,
-            "attention": True,
+            "attention_layers": 2,
         }
         for text in HOSTILE
         for task in tasks
@@ -784,6 +786,13 @@ def test_nothing_that_a_server_says_runs(browser: Any, server: Served) -> None:
         "**/v1/summarize",
         lambda route: route.fulfill(status=400, json={"error": {"message": next(errors), "code": "x"}}),
     )
+    runs = [
+        {"id": text, "state": "done", "step": 7, "max_steps": 9, "seconds": 1, "seconds_left": None, "updated": 1}
+        for text in HOSTILE
+    ]
+    lines = {"training": runs[0], "version": HOSTILE[0], "start": 0, "next": 2, "more": False,
+             "lines": [{"step": HOSTILE[1], "loss": 1}, {"step": 7, "loss": 1.5, "eval_loss": HOSTILE[2]}]}  # fmt: skip
+    shown.tab.route("**/v1/trainings", lambda route: route.fulfill(json={"watching": True, "data": runs}))
     shown.tab.reload()
     panel = shown.panel("translate")
     panel.locator(".chip").first.click()
@@ -803,6 +812,13 @@ def test_nothing_that_a_server_says_runs(browser: Any, server: Served) -> None:
     done(panel)
     assert [th.text_content() for th in panel.locator(".aligned th").all()] == [*HOSTILE[:2], *HOSTILE[2:]]
     panel.locator(".aligned tbody td").first.dispatch_event("mouseover")
+    shown.tab.route("**/v1/trainings/**", lambda route: route.fulfill(json=lines))
+    panel = shown.panel("trainings")
+    panel.locator(".curve").wait_for()
+    assert [name.text_content() for name in panel.locator(".runs .name").all()] == HOSTILE
+    panel.locator(".frame").focus()
+    panel.locator(".frame").press("End")
+    assert HOSTILE[0] in panel.locator(".values").text_content()
     panel = shown.panel("summarize")
     panel.locator("form textarea").fill("x")
     for text in messages:
@@ -813,6 +829,121 @@ def test_nothing_that_a_server_says_runs(browser: Any, server: Served) -> None:
     shown.said = [line for line in shown.said if "400" not in line]
     shown.kept_to_itself()
     shown.context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_too_many_heads_come_layer_by_layer(opened: Shown, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"model": "lm", "input": "It was a truth"}
+    (found,) = httpx.post(f"{server.url}/v1/attention", json=asked).json()["maps"]
+    monkeypatch.setattr("zhixing.serving.attention.MOST_WEIGHTS", 2 * len(found["rows"]) ** 2)
+    panel = opened.panel("attention")
+    panel.get_by_label("Text for the model to read").fill("It was a truth")
+    panel.locator("button.main").click()
+    done(panel)
+    assert opened.bodies("/v1/attention") == [asked, asked | {"layer": 0}, asked | {"layer": 1}]
+    panel.get_by_role("radio", name="Layer 2, head 2").click()
+    table_is(panel, found, 1, 1)
+    assert '"layer": 0' in code(opened, panel, 1)
+    monkeypatch.setattr("zhixing.serving.attention.MOST_ATTENDED", 2)
+    panel.locator("button.main").click()
+    done(panel)
+    assert "too much attention" in panel.locator(".trouble").text_content()
+
+
+@pytest.mark.browser
+def test_a_training_is_watched(browser: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    log = begun(folder / "mine", 400)
+    for step in range(10, 110, 10):
+        log.write({"step": step, "loss": 5 - step / 100, "seconds": step * 0.5})
+    log.write({"step": 100, "eval_loss": 4.5})
+    old = begun(folder / "old", 50)
+    for step in (10, 50):
+        old.write({"step": step, "loss": 6.0, "seconds": 3.0})
+    old.write({"step": 50, "eval_loss": 5.75})
+    os.utime(folder / "old" / "metrics.jsonl", (1, 1))
+    (folder / HOSTILE[2].replace("/", "")).mkdir()
+    with Served([], trainings=folder) as server, run_lock(folder / "mine"):
+        shown = Shown(browser, server.url, width=360, color_scheme="dark")
+        shown.tab.wait_for_selector("#tab-trainings")
+        assert (
+            shown.tab.get_by_role("tab").count() == 1
+            and "No model is loaded" in shown.tab.locator("#about").text_content()
+        )
+        panel = shown.panel("trainings")
+        values = panel.locator("tbody td")
+        values.first.wait_for()
+        assert values.all_text_contents() == ["100", "4.000", "4.500", "4.500 at step 100"]  # the one that trains
+        assert [li.text_content() for li in panel.locator(".runs li").all()] == [
+            "1minerunningstep 100 of 400 · about 3 min left", "oldstoppedstep 50 of 50 · 3 s of training"
+        ]  # fmt: skip
+        before = len(shown.asked)
+        log.write({"step": 110, "loss": 3.25, "seconds": 55.0})
+        panel.get_by_text("3.250").wait_for(timeout=5000)  # as it grows
+        starts = {request.url.partition("start=")[2] for request in shown.asked[before:]} - {""}
+        assert starts <= {"11", "12"}, "only what is new is asked for"
+        panel.get_by_label("old").check()
+        panel.locator("tbody tr").nth(1).wait_for()
+        assert values.all_text_contents()[4:] == ["50", "6.000", "5.750", "5.750 at step 50"]
+        assert panel.locator(".curve polyline").count() == 4 and panel.locator(".key-of").count() == 2
+        frame = panel.locator(".frame")
+        frame.focus()
+        for key in ("End", "ArrowLeft"):
+            frame.press(key)
+        told = panel.locator(".values").text_content()
+        assert told.startswith("Step 100") and "mine: training 4.000, held-out 4.500" in told
+        assert "old: training –, held-out –" in told, "it has ended before"
+        frame.press("Home")
+        assert "Step 10" in panel.locator(".values").text_content()
+        panel.get_by_text("Loss", exact=True).first.click()
+        assert shown.tab.evaluate("document.documentElement.scrollWidth") == 360
+        faint = shown.tab.evaluate(CONTRASTS)
+        assert all(ratio >= 4.5 for _, ratio in faint), [each for each in faint if each[1] < 4.5]
+        assert shown.tab.evaluate(NAMELESS) == []
+        assert "curl " in (copied := code(shown, panel, 0)) and copied.endswith(
+            f"'{server.url}/v1/trainings/old?start=0'"
+        )
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile(code(shown, panel, 1), "python", "exec"), {})  # noqa: S102
+        assert "'watching': True" in said.getvalue() and "'loss': 3.25" in said.getvalue()
+        shown.tab.click("#chinese")
+        assert panel.locator(".state.running").text_content() == "训练中"
+        shown.kept_to_itself()
+        shown.context.close()
+
+
+def begun(folder: Path, steps: int) -> MetricsLog:
+    """A run that writes its measurements as the training loop does."""
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text(f"[train]\nmax_steps = {steps}\n")
+    return MetricsLog(folder, tensorboard=False, resumed_at=0)
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_training_that_went_on_elsewhere_is_read_anew(browser: Any, tmp_path: Path) -> None:
+    log = begun(tmp_path / "runs" / "mine", 400)
+    for step in range(10, 410, 10):
+        log.write({"step": step, "loss": 5.0, "seconds": step * 0.5})
+    with Served([], trainings=tmp_path / "runs") as server:
+        shown = Shown(browser, server.url)
+        panel = shown.panel("trainings")
+        panel.get_by_text("5.000").wait_for()
+        log = MetricsLog(tmp_path / "runs" / "mine", tensorboard=False, resumed_at=200)  # went back to a checkpoint
+        for step in range(210, 440, 10):
+            log.write({"step": step, "loss": 4.0, "seconds": step * 0.5})
+        panel.get_by_text("4.000").wait_for()
+        points = panel.locator(".curve polyline").first.get_attribute("points").split()
+        assert len(points) == 43, "no point twice"
+        shown.tab.evaluate("document.querySelector('#work').hidden = true")  # out of sight nothing is asked for
+        shown.tab.wait_for_timeout(500)
+        before = len(shown.asked)
+        shown.tab.wait_for_timeout(2500)
+        assert len(shown.asked) == before
+        shown.kept_to_itself()
+        shown.context.close()
 
 
 @pytest.mark.browser

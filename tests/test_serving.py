@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import random
 import re
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -28,16 +30,24 @@ from zhixing.embeddings import embed_texts
 from zhixing.entry import load_any
 from zhixing.errors import InputError
 from zhixing.explain.attention_heads import attention_heads
+from zhixing.interchange.classifier_directory import StoredClassifier, write_classifier
+from zhixing.interchange.model_directory import read_any_model
+from zhixing.models.bert import BertClassifier
 from zhixing.run import Run, load
 from zhixing.serve_cli import told
-from zhixing.serving import attention
+from zhixing.serving import attention, trainings
 from zhixing.serving.app import make_app
 from zhixing.serving.guard import Guard, Keys, State, host_names
+from zhixing.serving.hosted import Hosted, ToAttend
 from zhixing.serving.library import Library
 from zhixing.serving.limits import ServerLimits
 from zhixing.serving.log import Log
+from zhixing.serving.problems import ApiError
 from zhixing.serving.server import named_runs, read_keys, serve
 from zhixing.serving.service import Service
+from zhixing.serving.trainings import Trainings
+from zhixing.training.loop import MetricsLog
+from zhixing.training.runlock import run_lock
 
 pytestmark = pytest.mark.enable_socket
 
@@ -338,14 +348,30 @@ def test_the_attention_is_the_model_s(http: httpx.Client, root: Path, lm: Run) -
     cross = np.array(both["cross"]["weights"])[0].mean(0)  # one layer
     np.testing.assert_allclose(cross[:, :-1], aligned["weights"], atol=1e-5)
     assert both["cross"]["columns"][:-1] == aligned["input_tokens"] and not np.triu(both["causal"]["weights"], 1).any()
-    attentive = {model["id"]: model["attention"] for model in http.get("/v1/models").json()["data"]}
-    assert attentive == {"lm": True, "chat": True, "en-zh": True, "short": True, "mood": False, "bert": True}
+    attentive = {model["id"]: model["attention_layers"] for model in http.get("/v1/models").json()["data"]}
+    assert attentive == {"lm": 2, "chat": 2, "en-zh": 1, "short": 1, "mood": 0, "bert": 1}
     for wrong, code in (({"model": "mood"}, "wrong_task"), ({"layer": 2}, "invalid_value"), ({"output": "x"}, "invalid_value"),
                         ({"input": "word " * 80}, "context_length_exceeded"), ({"target_language": "zh"}, "invalid_value"),
                         ({"model": "en-zh"}, "invalid_value"), ({"model": "en-zh", "output": "x " * 80}, "context_length_exceeded"),
                         ({"model": "en-zh", "output": "x", "target_language": "de"}, "invalid_value"),
                         ({"model": "chat", "input": "word " * 60}, "context_length_exceeded")):  # fmt: skip
         refused(http.post("/v1/attention", json={"model": "lm", "input": "x"} | wrong), 400, code)
+
+
+def test_a_classifier_s_attention(root: Path, tmp_path: Path) -> None:
+    bert, tokenizer, _ = read_any_model(root / "bert")
+    model = BertClassifier(replace(bert.settings, n_labels=2), torch.Generator().manual_seed(0)).eval()
+    labels = ("negative", "positive")
+    write_classifier(tmp_path, StoredClassifier(model, tokenizer, labels, "single_label_classification", 1.0))
+    hosted = Hosted("mine", tmp_path, ServerLimits(), threads=1)
+    try:
+        ids = tokenizer.with_ends(tokenizer.encode("It was"))
+        found = hosted.engine.submit_job(hosted.attentions, ToAttend(ids)).result(30)
+        with torch.inference_mode():
+            torch.testing.assert_close(found["bidirectional"], torch.cat(model.attentions(torch.tensor([ids]))))
+        assert hosted.card()["attention_layers"] == 1
+    finally:
+        hosted.engine.close()
 
 
 def test_too_much_attention_is_refused_before_it_is_made(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +383,112 @@ def test_too_much_attention_is_refused_before_it_is_made(http: httpx.Client, mon
     assert http.post("/v1/attention", json=asked | {"layer": 0}).status_code == 200
     monkeypatch.setattr(attention, "MOST_ATTENDED", count - 1)
     refused(http.post("/v1/attention", json=asked), 400, "too_many_weights")
+
+
+def test_trainings_are_told_as_they_go(tmp_path: Path) -> None:
+    runs, keys = tmp_path / "runs", tmp_path / "keys"
+    (runs / "mine").mkdir(parents=True)
+    (runs / "mine" / "recipe.toml").write_text("[train]\nmax_steps = 100\n")
+    log = MetricsLog(runs / "mine", tensorboard=False, resumed_at=0)
+    for step in (10, 20):
+        log.write({"step": step, "loss": 5.0 - step / 10, "seconds": 2.0 * step})
+    (runs / "over").mkdir()
+    for name in ("recipe.toml", "MANIFEST.json", "metrics.jsonl"):
+        (runs / "over" / name).write_text("")
+    os.utime(runs / "over" / "metrics.jsonl", (1, 1))
+    (runs / "no-run").mkdir()
+    keys.write_text(KEY)
+    own = {"authorization": f"Bearer {KEY}"}
+    with (
+        Served([], trainings=runs, key_file=keys) as server,
+        httpx.Client(base_url=server.url, headers=own, timeout=30) as http,
+    ):
+        for address in ("/v1/trainings", "/v1/trainings/mine"):
+            refused(httpx.get(server.url + address), 401)
+
+        def told() -> dict[str, dict[str, Any]]:
+            body = http.get("/v1/trainings").json()
+            assert body["watching"] is True
+            return {run["id"]: run for run in body["data"]}
+
+        assert list(told()) == ["mine", "over"]
+        assert told()["over"] == {"id": "over", "state": "done", "step": None, "max_steps": None, "seconds": None,
+                                  "seconds_left": None, "updated": told()["over"]["updated"]}  # fmt: skip
+        mine = told()["mine"]
+        assert (mine["state"], mine["step"], mine["max_steps"], mine["seconds"]) == ("stopped", 20, 100, 40.0)
+        assert mine["seconds_left"] is None
+        with run_lock(runs / "mine"):
+            assert (told()["mine"]["state"], told()["mine"]["seconds_left"]) == ("running", 160.0)
+        first = http.get("/v1/trainings/mine").json()
+        assert [line["step"] for line in first["lines"]] == [10, 20] and (first["next"], first["more"]) == (2, False)
+        log.write({"step": 20, "eval_loss": 4.0, "best": True})
+        with (runs / "mine" / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 3')  # a line that is being written
+        second = http.get("/v1/trainings/mine?start=2").json()
+        assert second["lines"] == [{"step": 20, "eval_loss": 4.0}] and second["next"] == 3
+        assert second["version"] == first["version"] and second["training"]["step"] == 20
+        MetricsLog(runs / "mine", tensorboard=False, resumed_at=10).close()  # it goes on from an earlier checkpoint
+        third = http.get("/v1/trainings/mine?start=3").json()
+        assert (third["lines"], third["next"]) == ([], 1) and third["version"] != first["version"]
+        for wrong in ("x", "-1", "1.5", str(2**31)):
+            refused(http.get(f"/v1/trainings/mine?start={wrong}"), 400)
+        for name in ("no-run", "nothing", "%2e%2e", "mine%2f..%2fover"):
+            refused(http.get(f"/v1/trainings/{name}"), 404)
+    with Served([], root=runs) as server:  # off unless asked for
+        assert httpx.get(f"{server.url}/v1/trainings").json() == {"object": "list", "watching": False, "data": []}
+        refused(httpx.get(f"{server.url}/v1/trainings/mine"), 404, "run_not_found")
+
+
+def test_what_a_run_says_is_numbers_and_nothing_leads_out_of_it(tmp_path: Path) -> None:
+    runs, secret = tmp_path / "runs", tmp_path / "secret"
+    (runs / "mine").mkdir(parents=True)
+    secret.mkdir()
+    (secret / "metrics.jsonl").write_text('{"step": 1, "loss": 42}\n')
+    (secret / "recipe.toml").write_text("[train]\nmax_steps = 42\n")
+    lines = ["", "[]", "null", "[" * 100_000, '"x"', "{", '{"step": 1e999, "loss": NaN}', '{"step": "<b>", "x": [1]}',
+             '{"<b>": 1, "\\ud800": 2, "loss": true, "step": -1}', '{"step": 5, "loss": 1.5, "seconds": 1e308}',
+             '{"step": 9, "loss": 1' + "0" * 400 + "}", '{"step": 9, "loss": 1' + "0" * 5000 + "}"]  # fmt: skip
+    (runs / "mine" / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n")
+    (runs / "mine" / "recipe.toml").write_text('[train]\nmax_steps = "<b>"\n')
+    (runs / "linked").symlink_to(secret)
+    (runs / "inside").mkdir()
+    (runs / "inside" / "metrics.jsonl").symlink_to(secret / "metrics.jsonl")
+    (runs / "inside" / "recipe.toml").symlink_to(secret / "recipe.toml")
+    (runs / "inside" / "run.lock").touch()
+    (runs / "<img src=x>").mkdir()
+    (runs / "<img src=x>" / "metrics.jsonl").touch()
+    (runs / "wrong").mkdir()
+    (runs / "wrong" / "recipe.toml").write_bytes(b"train = 1\n\xff")
+    (runs / "wrong" / "metrics.jsonl").mkdir()
+    os.mkfifo(runs / "wrong" / "run.lock")
+    with Served([], trainings=runs) as server, httpx.Client(base_url=server.url, timeout=30) as http:
+        with run_lock(runs / "mine"):
+            found = {run["id"]: run for run in http.get("/v1/trainings").json()["data"]}
+        assert set(found) == {"mine", "inside", "wrong"}
+        assert (found["mine"]["step"], found["mine"]["max_steps"], found["mine"]["seconds_left"]) == (9, None, None)
+        assert found["inside"]["step"] is found["inside"]["max_steps"] is found["wrong"]["step"] is None
+        body = http.get("/v1/trainings/mine").json()
+        assert body["lines"] == [{"step": -1}, {"step": 5, "loss": 1.5, "seconds": 1e308}, {"step": 9}]
+        assert body["next"] == len(lines) + 1
+        assert http.get("/v1/trainings/inside").json()["lines"] == []
+        refused(http.get("/v1/trainings/linked"), 404)
+
+
+def test_a_long_training_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "metrics.jsonl").write_text("".join(f'{{"step": {n}, "loss": 1}}\n' for n in range(12_000)))
+    watched = Trainings(tmp_path)
+    at, steps, parts = 0, [], 0
+    while True:
+        part = watched.lines("mine", at)
+        steps += [line["step"] for line in part["lines"]]
+        at, parts = part["next"], parts + 1
+        if not part["more"]:
+            break
+    assert steps == list(range(12_000)) and parts == 3
+    monkeypatch.setattr(trainings, "MOST_METRICS", 1000)
+    with pytest.raises(ApiError, match="more than"):
+        watched.lines("mine", 0)
 
 
 def test_ids(http: httpx.Client, lm: Run) -> None:

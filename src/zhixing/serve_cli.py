@@ -27,6 +27,9 @@ def serve_command(
     root: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Clients may load and unload the runs in it by name.")
     ] = None,
+    trainings: Annotated[
+        Path | None, typer.Option("--runs", metavar="FOLDER", help="Clients may see how the trainings in it go.")
+    ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A name by which clients reach this machine.")
     ] = None,
@@ -52,6 +55,7 @@ def serve_command(
         port=port,
         api_key_file=api_key_file,
         root=root,
+        trainings=trainings,
         allow_hosts=allow_host or (),
         limits=ServerLimits(engine=engine),
         ready=ready,

@@ -37,7 +37,7 @@ class ModelCard(Answer):
     max_model_len: int | None
     labels: list[str] | None
     target_languages: list[str] | None
-    attention: bool
+    attention_layers: int
 
 
 class ModelList(Answer):
@@ -59,6 +59,38 @@ class RunEntry(Answer):
 class RunList(Answer):
     object: Literal["list"]
     data: list[RunEntry]
+
+
+class Training(Answer):
+    """Where a training stands. `seconds_left` is for all of its steps; it may end sooner."""
+
+    id: str
+    state: Literal["running", "done", "stopped"]
+    step: int | None
+    max_steps: int | None
+    seconds: float | None
+    seconds_left: float | None
+    updated: int
+
+
+class TrainingList(Answer):
+    """`watching` says whether the server has a folder of runs."""
+
+    object: Literal["list"]
+    watching: bool
+    data: list[Training]
+
+
+class TrainingLines(Answer):
+    """Numbers of metrics.jsonl from line `start` up to `next`. With another `version` the file was written anew."""
+
+    object: Literal["training.lines"]
+    training: Training
+    version: str
+    start: int
+    next: int
+    more: bool
+    lines: list[dict[str, float]]
 
 
 class PromptDetails(Answer):

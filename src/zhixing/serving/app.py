@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Request
+from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
@@ -61,6 +61,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 REFUSED: dict[int | str, dict[str, Any]] = {code: ERRORS[code] for code in (401, 403, 429, 500, 503)}
 STREAMED = {"text/event-stream": {"schema": {"type": "string"}}}
 ModelName = Annotated[str, Path(pattern=ID_PATTERN)]
+FirstLine = Annotated[int, Query(ge=0, le=2**31 - 1, description="So many lines are known already.")]
 
 
 def make_app(service: Service, *, page: FilePath = PAGE, keyed: bool = False) -> FastAPI:
@@ -156,6 +157,18 @@ def _model_routes(app: FastAPI, service: Service) -> None:
     async def runs() -> Response:
         found = await service.prepared(library.folders)
         return answer({"object": "list", "data": [{"id": name, "loaded": loaded} for name, loaded in found]})
+
+    @app.get("/v1/trainings", response_model=answers.TrainingList, responses=REFUSED, tags=["trainings"],
+             summary="The training runs of the server's folder, and where each stands")  # fmt: skip
+    async def trainings() -> Response:
+        found = await service.prepared(service.trainings.listed)
+        watching = service.trainings.folder is not None
+        return answer({"object": "list", "watching": watching, "data": found})
+
+    @app.get("/v1/trainings/{run}", response_model=answers.TrainingLines, responses=_with(400, 404),
+             tags=["trainings"], summary="What one has measured, from a line on")  # fmt: skip
+    async def training(run: ModelName, start: FirstLine = 0) -> Response:
+        return answer(await service.prepared(lambda: service.trainings.lines(run, start)))
 
     @app.post("/v1/models", response_model=answers.ModelCard, responses={**ERRORS, 409: ERRORS[400]}, tags=["models"],
               summary="Load a folder of the server's root")  # fmt: skip

@@ -36,7 +36,7 @@ DIGITS = 6  # of a weight, behind the point
 
 async def attention(service: Service, request: Request, asked: AttentionRequest) -> Response:
     hosted = service.model(request, asked.model)
-    if not hosted.attends:
+    if not hosted.attention_layers:
         raise ApiError(400, f"the model {hosted.id} has no attention to show", code="wrong_task", param="model")
     ids, axes = await service.prepared(lambda: _prepared(hosted, asked))
     _refuse_many(heads_of(hosted.run.model), axes, asked.layer)
@@ -96,8 +96,8 @@ def _refuse_long(ids: Sequence[int], room: int | None, param: str) -> None:
 
 def _refuse_many(heads: dict[Kind, list[int]], axes: Axes, layer: int | None) -> None:
     """Numbers that would take too long to send."""
-    if layer is not None and layer >= max(map(len, heads.values())):
-        raise refuse(f"the model has {max(map(len, heads.values()))} layers, counted from 0", "layer")
+    if layer is not None and layer >= (count := max(map(len, heads.values()))):
+        raise refuse(f"the model has {count} layers, counted from 0", "layer")
     count = 0
     for kind, layers in heads.items():
         rows, columns = map(len, axes[kind])
@@ -111,8 +111,13 @@ def _refuse_many(heads: dict[Kind, list[int]], axes: Axes, layer: int | None) ->
 def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """What each token stands for, a byte that is no character as \\xe5; of a special token its name."""
     vocabulary = tokenizer.vocabulary()
-    known = [i if i < len(vocabulary) else None for i in ids]  # a model's vocabulary may be padded
-    return ["" if i is None else tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") or vocabulary[i] for i in known]
+
+    def name(i: int) -> str:
+        if i >= len(vocabulary):  # a model's vocabulary may be padded
+            return ""
+        return tokenizer.token_bytes(i).decode("utf-8", "backslashreplace") or vocabulary[i]
+
+    return [name(i) for i in ids]
 
 
 def _body(hosted: Hosted, found: dict[Kind, Tensor], axes: Axes, layer: int | None) -> bytes:

@@ -162,9 +162,10 @@ class Hosted:
         return None
 
     @cached_property
-    def attends(self) -> bool:
-        """Whether it has heads that look at tokens."""
-        return self.tokenizer is not None and bool(heads_of(self.run.model))
+    def attention_layers(self) -> int:
+        """How many layers have heads that look at tokens, of the side that has more."""
+        heads = {} if self.tokenizer is None else heads_of(self.run.model)
+        return max(map(len, heads.values()), default=0)
 
     @cached_property
     def polarities(self) -> dict[str, float] | None:
@@ -180,7 +181,7 @@ class Hosted:
         return {
             "id": self.id, "object": "model", "created": self.created, "owned_by": "zhixing", "task": self.task,
             "max_model_len": self.context, "labels": labels, "target_languages": languages,
-            "attention": self.attends,
+            "attention_layers": self.attention_layers,
         }  # fmt: skip
 
     def needs(self, *tasks: Task) -> None:

@@ -15,6 +15,9 @@ MOST_CHARACTERS = 1 << 20  # of a text; the body's limit comes first
 MOST_EXPLAINED = 5_000  # characters of a text to explain: it is read some hundred times
 MOST_ATTENDED = 128  # tokens of a text whose attention is shown
 MOST_WEIGHTS = 1 << 19  # of all its layers and heads
+MOST_RUNS = 200  # trainings that are listed: the newest
+MOST_LINES = 5_000  # of measurements in an answer
+MOST_METRICS = 64 << 20  # bytes of a run's metrics.jsonl
 MOST_STOPS = 16
 MOST_MESSAGES = 1_024
 

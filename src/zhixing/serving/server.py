@@ -33,6 +33,7 @@ from zhixing.serving.limits import LEAST_KEY, ServerLimits
 from zhixing.serving.log import Log, ToLog
 from zhixing.serving.problems import ApiError
 from zhixing.serving.service import Service, as_json
+from zhixing.serving.trainings import Trainings
 
 HEAD_SECONDS = 15.0  # for a connection to say what it wants
 KEEP_ALIVE_SECONDS = 30
@@ -194,6 +195,7 @@ def serve(
     port: int = 8000,
     api_key_file: Path | None = None,
     root: Path | None = None,
+    trainings: Path | None = None,
     allow_hosts: Sequence[str] = (),
     limits: ServerLimits | None = None,
     log: Log | None = None,
@@ -214,13 +216,15 @@ def serve(
         )
     if root is not None and not root.is_dir():
         raise InputError("there is no such root", where=str(root), mend="give a folder that holds runs")
-    if not runs and root is None:
-        raise InputError("there is nothing to serve", mend="zhixing serve RUN, or --root FOLDER")
+    if trainings is not None and not trainings.is_dir():
+        raise InputError("there is no such folder of runs", where=str(trainings), mend="give one that holds trainings")
+    if not runs and root is None and trainings is None:
+        raise InputError("there is nothing to serve", mend="zhixing serve RUN, or --root FOLDER, or --runs FOLDER")
     limits.engine.check()
     with listening(host, port) as sock:
         library = Library(limits, threads=engine_threads(), root=root)
         state = State()
-        service = Service(library, limits, state)
+        service = Service(library, limits, state, Trainings(trainings))
         try:
             for name, path in named_runs(runs):
                 library.add(name, path)

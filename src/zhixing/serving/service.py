@@ -21,6 +21,7 @@ from zhixing.serving.hosted import Hosted
 from zhixing.serving.library import Library
 from zhixing.serving.limits import ServerLimits
 from zhixing.serving.problems import ApiError, as_api_error, draining
+from zhixing.serving.trainings import Trainings
 
 PREPARING = 2  # threads: a text that takes long to cut into tokens leaves one for the others
 
@@ -30,8 +31,11 @@ Result = TypeVar("Result")
 class Service:
     """`prepared` runs what must not hold up the event loop: templates, tokenizers, files."""
 
-    def __init__(self, library: Library, limits: ServerLimits, state: State) -> None:
+    def __init__(
+        self, library: Library, limits: ServerLimits, state: State, trainings: Trainings | None = None
+    ) -> None:
         self.library, self.limits, self.state = library, limits, state
+        self.trainings = trainings or Trainings(None)
         self._threads = ThreadPoolExecutor(PREPARING, "zhixing-prepare")
         self._loading = ThreadPoolExecutor(1, "zhixing-load")
 

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -21,6 +22,7 @@ from zhixing.files import clear_leftovers
 from zhixing.progress import say
 
 LOCK = "run.lock"
+LOOKS = 5  # tries to get the lock, a twentieth of a second apart: `is_training` holds it for a moment
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _held: set[int] = set()  # file descriptors of locks, closed in forked children: an orphan must not keep a lock
 
@@ -55,7 +57,14 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     _held.add(fd)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for look in range(LOOKS):
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if look == LOOKS - 1:
+                        raise
+                    time.sleep(0.05)
         except BlockingIOError:
             pid = os.pread(fd, 20, 0).decode(errors="replace").strip()
             raise InputError(
@@ -74,6 +83,30 @@ def run_lock(run_dir: Path) -> Iterator[None]:
         if fd in _held:
             _held.discard(fd)
             os.close(fd)
+
+
+def is_training(run_dir: Path) -> bool:
+    """Whether a process holds RUN/run.lock.
+
+    Only who takes a lock learns that nobody has it. It is shared and given back at once, and `run_lock` tries again.
+    """
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fd = os.open(Path(run_dir) / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(fd)
+    return False
 
 
 def die_with_parent() -> None:

@@ -7,6 +7,7 @@ import { compare } from "./compare.js";
 import { announce, el } from "./dom.js";
 import { troubleBox } from "./parts.js";
 import { summarize, translate } from "./rewrite.js";
+import { trainings } from "./trainings.js";
 import { number, say, saying, startLanguage, told } from "./words.js";
 import { write } from "./write.js";
 
@@ -17,12 +18,12 @@ const APPLICATIONS = [ // name, task of the models, what makes it; a function sa
   ["summarize", "summarization", summarize],
   ["classify", "classification", classify],
   ["compare", "embedding", compare],
-  ["attention", (model) => model.attention, attention],
+  ["attention", (model) => model.attention_layers > 0, attention],
 ];
 
 const [about, tabs, work, keyForm, keyField, forget] = ["about", "tabs", "work", "key", "key-field", "key-forget"].map((id) => document.getElementById(id));
 const box = troubleBox();
-let shown = []; // {name, tab, panel, end}
+let shown = []; // {name, tab, panel, seen, end}
 
 async function start() {
   box.clear();
@@ -33,7 +34,8 @@ async function start() {
   tabs.hidden = true;
   say(about, "loading");
   try {
-    build((await ask("/v1/models")).data);
+    const { data } = await ask("/v1/models");
+    build(data, (await ask("/v1/trainings")).watching === true);
     if (hasKey()) announce(told("key_kept"));
     keyForm.hidden = !hasKey();
   } catch (error) {
@@ -51,25 +53,30 @@ function needKey() {
   keyField.focus();
 }
 
-function build(models) {
-  if (models.length === 0) {
+function build(models, watching) {
+  if (models.length === 0 && !watching) {
     say(about, "none");
     work.append(saying("p", { class: "note" }, "none_mend"));
     return;
   }
-  say(about, "about", { n: number(models.length) });
+  if (models.length === 0) say(about, "only_trainings");
+  else say(about, "about", { n: number(models.length) });
   for (const [name, task, make] of APPLICATIONS) {
     const able = models.filter(typeof task === "function" ? task : (model) => model.task === task);
     if (able.length === 0) continue;
-    const { root, end } = make(able);
-    const tab = saying("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}`, click: () => choose(name) }, name);
-    const panel = el("section", { role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}` }, root);
-    shown.push({ name, tab, panel, end });
+    add(name, make(able));
   }
+  if (watching) add("trainings", trainings());
   tabs.append(...shown.map(({ tab }) => tab));
   work.append(...shown.map(({ panel }) => panel));
   tabs.hidden = false;
   fromAddress();
+}
+
+function add(name, { root, end, seen = () => {} }) {
+  const tab = saying("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": `panel-${name}`, click: () => choose(name) }, name);
+  const panel = el("section", { role: "tabpanel", id: `panel-${name}`, "aria-labelledby": `tab-${name}` }, root);
+  shown.push({ name, tab, panel, seen, end });
 }
 
 function choose(name) {
@@ -78,6 +85,7 @@ function choose(name) {
     each.panel.hidden = !chosen;
     each.tab.setAttribute("aria-selected", String(chosen));
     each.tab.tabIndex = chosen ? 0 : -1;
+    if (chosen) each.seen();
   }
   if (location.hash !== `#${name}`) history.replaceState(null, "", `#${name}`);
 }

@@ -22,6 +22,7 @@ export function attention(models) {
   const code = codeBox();
   const source = textField("to_attend", 3);
   const place = workplace("attend", () => begin());
+  const writing = el("div", { class: "text", dir: "auto", hidden: true }); // of a model that writes another text than it reads
   const out = el("section", { class: "out heads", hidden: true });
   let shown = null; // {kind, layer, head} that was looked at last: the next text is shown there too
 
@@ -41,11 +42,32 @@ export function attention(models) {
         body.output = (await ask(WRITERS[task], asked, signal)).data[0].text;
         if (body.output === "") return out.replaceChildren(saying("p", { class: "note" }, "empty"));
       }
-      code.done([...requests, { path: PATH, body }]);
-      const { maps } = await ask(PATH, body, signal);
+      const maps = await allMaps(body, requests, signal);
+      writing.hidden = body.output === undefined;
+      writing.textContent = body.output ?? "";
       out.replaceChildren(pictures(maps));
       out.hidden = false;
     });
+  }
+
+  /** All layers at once; where that is too much, one after another. */
+  async function allMaps(body, before, signal) {
+    code.done([...before, { path: PATH, body }]);
+    try {
+      return (await ask(PATH, body, signal)).maps;
+    } catch (error) {
+      if (error.kind !== "wide") throw error;
+    }
+    const found = new Map();
+    for (let layer = 0; layer < choice.model().attention_layers; layer += 1) {
+      const { maps } = await ask(PATH, { ...body, layer }, signal);
+      if (layer === 0) code.done([...before, { path: PATH, body: { ...body, layer } }]);
+      for (const map of maps) {
+        if (found.has(map.kind)) found.get(map.kind).weights.push(...map.weights);
+        else found.set(map.kind, map);
+      }
+    }
+    return [...found.values()];
   }
 
   function pictures(maps) {
@@ -72,6 +94,8 @@ export function attention(models) {
       const button = el("button", { type: "button", role: "radio", class: "head", "aria-checked": "false", tabindex: "-1", click: () => choose(layer, head) }, picture(weights));
       return sayAttribute(button, "aria-label", "head", { layer: number(layer + 1), head: number(head + 1) });
     }));
+    const grid = el("div", { class: "grid", role: "radiogroup", keydown: (event) => keydown(event) });
+    grid.style.setProperty("--heads", Math.max(...buttons.map((row) => row.length)));
     const mark = (chosenLayer, chosenHead) => buttons.forEach((row, layer) => row.forEach((button, head) => {
       const chosen = layer === chosenLayer && head === chosenHead;
       button.setAttribute("aria-checked", String(chosen));
@@ -88,7 +112,6 @@ export function attention(models) {
       next.focus();
       next.click();
     };
-    const grid = el("div", { class: "grid", role: "radiogroup", keydown });
     sayAttribute(grid, "aria-label", KINDS[map.kind][0]);
     buttons.forEach((row, layer) => grid.append(el("div", { class: "layer", role: "presentation" }, saying("span", { class: "note" }, "layer", { n: number(layer + 1) }), ...row)));
     return { map, mark, root: el("div", {}, saying("h2", {}, KINDS[map.kind][0]), grid) };
@@ -103,7 +126,7 @@ export function attention(models) {
     choice.root, targets,
     form({ class: "ask" }, begin, source.root, el("div", { class: "buttons" }, place.start, place.stop, place.note)),
     examples([["en", "The cat sat down because it was tired."], ["zh-Hans", "小猫坐下了，因为它很累。"]], pick),
-    place.box.root, out, code.root);
+    place.box.root, writing, out, code.root);
   return { root, end: place.end };
 }
 

@@ -9,15 +9,18 @@ const CALLS = {
   "/v1/embeddings": ["embeddings", "[entry.embedding for entry in answer.data]", ""],
 };
 
-/** `done` is a list of requests, {path, body}. */
+/** `done` is a list of requests, {path, body}; without a body something is only looked up. */
 export function curl(done) {
   return done.map(({ path, body }) => {
-    const lines = [`curl ${body.stream ? "-N " : ""}${base()}${path}`];
+    const lines = [`curl ${body?.stream ? "-N " : ""}${shell(base() + path)}`];
     if (hasKey()) lines.push(`-H "Authorization: Bearer $${KEY}"`);
-    lines.push("-H 'Content-Type: application/json'", `-d '${JSON.stringify(body).replaceAll("'", "'\\''")}'`);
+    if (body !== undefined) lines.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(body))}`);
     return lines.join(" \\\n  ");
   }).join("\n\n");
 }
+
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const shell = (word) => (/^[\w.:\/-]+$/.test(word) ? word : quoted(word)); // what a shell takes as it is needs no quotes
 
 export function python(done) {
   return done.every(({ path }) => path in CALLS) ? byClient(done) : byHand(done);
@@ -44,11 +47,9 @@ function byHand(done) {
   if (hasKey()) lines.push(`    "Authorization": "Bearer " + os.environ["${KEY}"],`);
   lines.push("}");
   for (const { path, body } of done) {
-    lines.push(
-      `asked = ${literal(body)}`,
-      `request = Request(${literal(base() + path)}, json.dumps(asked).encode(), headers)`,
-      "print(json.load(urlopen(request)))",
-    );
+    if (body !== undefined) lines.push(`asked = ${literal(body)}`);
+    const sent = body === undefined ? "headers=headers" : "json.dumps(asked).encode(), headers";
+    lines.push(`request = Request(${literal(base() + path)}, ${sent})`, "print(json.load(urlopen(request)))");
   }
   return lines.join("\n");
 }
