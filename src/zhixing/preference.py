@@ -145,12 +145,13 @@ def train_preference(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
     stored = StoredChat(model.eval(), start.tokenizer, start.template, e.temperature, e.top_p, e.repetition_penalty)
     chat = Chat(run_dir, stored)
     measured = sides.test.pick(test.places)
+    assert test.reference is not None
     lines = [
         json.dumps(replace(item, reference=(float(pair[0]), float(pair[1]))).to_dict(), ensure_ascii=False) + "\n"
         for item, pair in zip(measured, test.reference, strict=True)
     ]
     atomic_write(run_dir / "data" / "preferences.jsonl", "".join(lines))
-    conversations = [side.conversations() for side in (sides.train, sides.validation, measured)]
+    parts = Parts(sides.train.conversations(), sides.validation.conversations(), measured.conversations(), sides.split)
     tuning = Tuning(
         scores=chat.preference_scores(test, t.beta, t.seed),
         facts={
@@ -159,9 +160,7 @@ def train_preference(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
         },
         words=f"tuned by {train.n_pairs:,} preferences (DPO, beta {t.beta:g})",
     )
-    finish_dialogue(
-        chat, recipe, Parts(*conversations, sides.split), result, time.perf_counter() - began, tuning=tuning
-    )
+    finish_dialogue(chat, recipe, parts, result, time.perf_counter() - began, tuning=tuning)
     return chat
 
 

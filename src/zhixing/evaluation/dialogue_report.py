@@ -81,6 +81,7 @@ def render_dialogue_report(run_dir: Path) -> str:
     bars = _bars(records)
     tuned = "pairs" in scores
     unit = ("nats a preference", "奈特/偏好") if tuned else ("nats a reply token", "奈特/回复词元")
+    counted = ("pairs/s", "对/秒") if tuned else ("tokens/s", "词元/秒")
     loss, loss_is_log = loss_charts(records, unit)
     rows = [row for key in SCORES if (row := _score_row(scores, key))]
     values = {
@@ -100,7 +101,7 @@ def render_dialogue_report(run_dir: Path) -> str:
         "loss": {name: Markup(svg) for name, svg in loss.items()},
         "loss_is_log": loss_is_log,
         "loss_words": loss_words(records),
-        "small": [(title, Markup(svg)) for title, svg in small_charts(records, "pairs" if tuned else "tokens")],
+        "small": [(title, Markup(svg)) for title, svg in small_charts(records, counted)],
         "tables": [(title, [_known(row) for row in rows]) for title, rows in fact_tables(records.facts)],
         "recipe_text": visible(records.recipe_text),
         "commands": _commands(records),

@@ -12,7 +12,7 @@ import textwrap
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from zhixing.evaluation.curves import Frame, Point, Series, line_chart, smooth, sparkline
 from zhixing.evaluation.labels import LABELS, TABLES, Words
@@ -220,13 +220,13 @@ def loss_words(records: RunRecords) -> Words | None:
     return english, chinese
 
 
-def small_charts(records: RunRecords, unit: Literal["tokens", "pairs"] = "tokens") -> list[tuple[Words, str]]:
+def small_charts(records: RunRecords, counted: Words = ("tokens/s", "词元/秒")) -> list[tuple[Words, str]]:
     """Learning rate, speed (in what the loss is counted in) and gradient norm, and of preferences how far they are
     learnt, one small chart each."""
     frame = Frame(width=330, height=180, left=46, top=26)
     wanted = (
         ("learning_rate", ("Learning rate", "学习率"), ("", ""), True),
-        ("tokens_per_second", ("Speed", "速度"), (f"{unit}/s", {"tokens": "词元/秒", "pairs": "对/秒"}[unit]), True),
+        ("tokens_per_second", ("Speed", "速度"), counted, True),
         ("grad_norm", ("Gradient norm", "梯度范数"), ("", ""), False),
         ("eval_rewards/accuracies", ("Reward accuracy", "奖励准确率"), ("", ""), False),
         ("eval_rewards/margins", ("Reward margin", "奖励差"), ("", ""), False),

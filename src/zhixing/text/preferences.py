@@ -53,7 +53,8 @@ from zhixing.text.readers import Bad, Row
 
 COLUMNS = ("prompt", "chosen", "rejected")
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
-PROBLEMS = {**PROBLEM_TEXTS, "no_reply": "a side does not end as it should", "same_reply": "both replies are the same"}
+PROBLEMS: dict[str, str] = {str(kind): text for kind, text in PROBLEM_TEXTS.items()}
+PROBLEMS |= {"no_reply": "a side does not end as it should", "same_reply": "both replies are the same"}
 
 
 @dataclass(frozen=True)
