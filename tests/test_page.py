@@ -479,7 +479,7 @@ def test_the_keyboard_alone(opened: Shown) -> None:
         tab.locator("#tab-write").get_attribute("aria-selected") == "true" and tab.locator("#panel-write").is_visible()
     )
     tab.keyboard.press("End")
-    assert tab.locator("#panel-compare").is_visible() and not tab.locator("#panel-write").is_visible()
+    assert tab.locator("#panel-attention").is_visible() and not tab.locator("#panel-write").is_visible()
     tab.keyboard.press("Tab")  # past the other tabs, into the panel
     assert tab.evaluate("document.activeElement.tagName") == "SELECT"
     outline = tab.evaluate("getComputedStyle(document.activeElement).outlineStyle")
@@ -505,7 +505,9 @@ def test_the_code_does_what_was_done(opened: Shown, tabs: tuple[str, ...]) -> No
         panel.locator("button.main").click()
         done(panel)
         curl, python = code(opened, panel, 0), code(opened, panel, 1)
-        assert "urlopen" in python if name in ("translate", "summarize", "classify") else "OpenAI(" in python
+        assert (
+            "urlopen" in python if name in ("translate", "summarize", "classify", "attention") else "OpenAI(" in python
+        )
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
             exec(compile(python, name, "exec"), {})  # noqa: S102 -- that it runs is what is tested

@@ -217,7 +217,7 @@ class Hosted:
         for a in asked:
             read = torch.tensor([a.read])  # (1, S)
             if a.written is not None:
-                inputs = (torch.tensor([a.written]), read, torch.tensor([len(a.read)]))
+                inputs: tuple[Tensor, ...] = (torch.tensor([a.written]), read, torch.tensor([len(a.read)]))
             elif isinstance(self.run, Classifier):
                 inputs = (read, torch.ones_like(read, dtype=torch.bool))
             else:

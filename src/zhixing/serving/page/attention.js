@@ -113,7 +113,7 @@ export function attention(models) {
       next.click();
     };
     sayAttribute(grid, "aria-label", KINDS[map.kind][0]);
-    buttons.forEach((row, layer) => grid.append(el("div", { class: "layer", role: "presentation" }, saying("span", { class: "note" }, "layer", { n: number(layer + 1) }), ...row)));
+    buttons.forEach((row, layer) => grid.append(el("div", { class: "layer" }, saying("span", { class: "note" }, "layer", { n: number(layer + 1) }), ...row)));
     return { map, mark, root: el("div", {}, saying("h2", {}, KINDS[map.kind][0]), grid) };
   }
 

@@ -87,9 +87,10 @@ export function trainings() {
   }
 
   function shown(run, card) {
-    const { state, stands, bar } = run;
+    const { node, state, stands, bar } = run;
     run.card = card;
     say(state, STATES[card.state]);
+    node.className = card.state;
     state.className = `state ${card.state}`;
     const parts = [];
     if (card.step === null) parts.push(["not_begun", {}]);
