@@ -40,6 +40,7 @@ export function attention(models) {
         requests.push({ path: WRITERS[task], body: asked });
         code.done(requests);
         body.output = (await ask(WRITERS[task], asked, signal)).data[0].text;
+        [writing.hidden, out.hidden] = [true, false];
         if (body.output === "") return out.replaceChildren(saying("p", { class: "note" }, "empty"));
       }
       const maps = await allMaps(body, requests, signal);
@@ -130,14 +131,14 @@ export function attention(models) {
   return { root, end: place.end };
 }
 
-/** weights[t][s] as a picture without words: a pixel each, as opaque as its share of the largest. */
+/** weights[t][s] as a picture without words: a pixel each, as opaque as the root of its share of the largest, so that a small one shows. */
 function picture(weights) {
   const canvas = el("canvas", { width: weights[0].length, height: weights.length, "aria-hidden": "true" });
   const context = canvas.getContext("2d");
   const [red, green, blue] = getComputedStyle(document.documentElement).getPropertyValue("--for").trim().split(" ").map(Number);
   const most = Math.max(...weights.map((row) => Math.max(...row)), Number.MIN_VALUE);
   const image = context.createImageData(canvas.width, canvas.height);
-  weights.forEach((row, t) => row.forEach((weight, s) => image.data.set([red, green, blue, Math.round(255 * weight / most)], 4 * (t * canvas.width + s))));
+  weights.forEach((row, t) => row.forEach((weight, s) => image.data.set([red, green, blue, Math.round(255 * Math.sqrt(weight / most))], 4 * (t * canvas.width + s))));
   context.putImageData(image, 0, 0);
   return canvas;
 }

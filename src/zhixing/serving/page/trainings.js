@@ -21,7 +21,7 @@ export function trainings() {
   sayAttribute(frame, "aria-label", "curve");
   const keys = el("p", { class: "keys" });
   const values = el("div", { class: "values", role: "status" }); // of the step that is pointed at
-  const table = el("div", { class: "scroll" });
+  const table = sayAttribute(el("div", { class: "scroll", tabindex: "0", role: "group" }), "aria-label", "last_values");
   const out = el("section", { class: "out", hidden: true }, saying("h2", {}, "losses"), keys, frame, values, table, saying("p", { class: "note" }, "losses_note"));
   const hint = saying("p", { class: "note", hidden: true }, "choose_run");
   const rows = new Map(); // of a run's id: {node, check, state, stands, card}
