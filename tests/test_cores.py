@@ -33,7 +33,9 @@ def test_openmp_s_variable_is_followed(monkeypatch: pytest.MonkeyPatch, value: s
 def test_a_loaded_run_keeps_to_it(tiny_run: Run) -> None:
     """A server that was given one thread by its environment must not take all cores when it loads a model."""
     code = (
-        f"import json, torch, zhixing; zhixing.load({str(tiny_run.path)!r}); print(json.dumps(torch.get_num_threads()))"
+        f"import json, sys, torch, zhixing; zhixing.load({str(tiny_run.path)!r})\n"
+        "assert 'torch._dynamo' not in sys.modules and 'sympy' not in sys.modules, 'two seconds of every start'\n"
+        "print(json.dumps(torch.get_num_threads()))"
     )
     threads = usable_cores() + 1
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": str(threads)}
