@@ -72,7 +72,7 @@ def rotary_table(head_size: int, max_len: int, theta: float) -> Tensor:
 
     Pair i of a head turns by position * theta^(-2i / K). The two channels of a pair are i and i + K/2, the order that
     Llama and Qwen checkpoints are stored in (the paper's is 2i and 2i + 1: a permutation of the same thing).
-    On the processor, where a model is only outlined (on torch's meta device) too: there an arange loads torch's compiler.
+    On the processor, also where a model is only outlined (on the meta device): an arange there loads torch's compiler.
     """
     speeds = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64, device="cpu") / head_size)  # (K / 2,)
     angles = torch.arange(max_len, dtype=torch.float64, device="cpu")[:, None] * speeds  # (max_len, K / 2)
