@@ -67,15 +67,22 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps).to(x.dtype)
 
 
+def outlined() -> bool:
+    """Whether a model is only outlined (on the meta device), where nothing has numbers and an arange takes two seconds:
+    it loads torch's compiler."""
+    return torch.empty(0).device.type == "meta"
+
+
 def rotary_table(head_size: int, max_len: int, theta: float) -> Tensor:
     """cos and sin of every position and pair of channels (Su et al. 2021, eq. 34): (max_len, 2, K / 2) fp32.
 
     Pair i of a head turns by position * theta^(-2i / K). The two channels of a pair are i and i + K/2, the order that
     Llama and Qwen checkpoints are stored in (the paper's is 2i and 2i + 1: a permutation of the same thing).
-    On the processor, also where a model is only outlined (on the meta device): an arange there loads torch's compiler.
     """
-    speeds = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64, device="cpu") / head_size)  # (K / 2,)
-    angles = torch.arange(max_len, dtype=torch.float64, device="cpu")[:, None] * speeds  # (max_len, K / 2)
+    if outlined():
+        return torch.empty(max_len, 2, head_size // 2)
+    speeds = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)  # (K / 2,)
+    angles = torch.arange(max_len, dtype=torch.float64)[:, None] * speeds  # (max_len, K / 2)
     return torch.stack([angles.cos(), angles.sin()], dim=1).float()
 
 

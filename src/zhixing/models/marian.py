@@ -35,6 +35,7 @@ from zhixing.models.layers import (
     Linear,
     Memory,
     SelfAttention,
+    outlined,
     source_mask,
 )
 from zhixing.models.products import linear
@@ -63,12 +64,11 @@ class MarianSettings:
 
 
 def sinusoids(max_len: int, d_model: int) -> Tensor:
-    """Position p, channel i of the first half: sin(p / 10000^(2i / D)); of the second: cos. (max_len, D) fp32.
-
-    On the processor even where a model is only outlined, as `rotary_table` of layers.py.
-    """
-    speeds = 10_000 ** (-torch.arange(0, d_model, 2, dtype=torch.float64, device="cpu") / d_model)  # (D / 2,)
-    angles = torch.arange(max_len, dtype=torch.float64, device="cpu")[:, None] * speeds  # (max_len, D / 2)
+    """Position p, channel i of the first half: sin(p / 10000^(2i / D)); of the second: cos. (max_len, D) fp32."""
+    if outlined():
+        return torch.empty(max_len, d_model)
+    speeds = 10_000 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)  # (D / 2,)
+    angles = torch.arange(max_len, dtype=torch.float64)[:, None] * speeds  # (max_len, D / 2)
     return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
