@@ -494,7 +494,7 @@ def test_golden_loss_curve(tmp_path: Path) -> None:
 
 def test_the_demo_makes_fewer_steps_on_a_slower_processor() -> None:
     assert demo_settings("austen", 0.1) == ("train.max_steps=600", "train.eval_steps=150")
-    assert demo_settings("austen", 0.3) == ("train.max_steps=333", "train.eval_steps=84")
+    assert demo_settings("austen", 0.3) == ("train.max_steps=353", "train.eval_steps=89")
     assert demo_settings("tang", 60.0) == ("train.max_steps=60", "train.eval_steps=15")
 
 
