@@ -198,6 +198,7 @@ RECIPES = [
     Case("weight decay below 0", "train a.txt train.weight_decay=-1.0 train.max_steps=1 --out out", ("train.weight_decay",), file("a.txt", GOOD)),
     Case("clipping below 0", "train a.txt train.max_grad_norm=-1.0 train.max_steps=1 --out out", ("train.max_grad_norm",), file("a.txt", GOOD)),
     Case("a decay longer than the run", "train a.txt train.decay_fraction=1.5 train.max_steps=1 --out out", ("train.decay_fraction",), file("a.txt", GOOD)),
+    Case("a pointer for a gpt", "train a.txt model.pointer=true train.max_steps=1 --out out", ("model.pointer", "lstm"), file("a.txt", GOOD)),
     Case("word vectors for a gpt", "train a.txt model.embeddings=v.txt train.max_steps=1 --out out", ("model.embeddings", "lstm"), file("a.txt", GOOD)),
     Case("word vectors that are not there", "train a.txt model.family=lstm model.embeddings=v.txt --out out", ("v.txt",), file("a.txt", GOOD), mend=False, leaves="out"),
     Case("larger than any memory", "train a.txt model.d_model=262144 model.n_layers=400 --out out", ("memory",), file("a.txt", GOOD), leaves="out"),

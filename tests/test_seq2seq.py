@@ -209,6 +209,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(data: Path, run: Trans
     ("settings", "says"),
     [
         (("model.family=gpt",), "does not read one text and write another"),
+        (("model.pointer=true",), "can copy"),
         (("train.per_device_train_batch_size=4",), "max_tokens_per_batch"),
         (("data.max_ratio=0.5",), "never shorter"),
         (("model.max_len=4",), "short enough"),

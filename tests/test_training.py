@@ -509,6 +509,8 @@ def test_an_optimizer_leaves_torch_s_compiler_alone() -> None:
         "    made = make_optimizers(model, TrainSettings(optim=optim, learning_rate=0.1))\n"
         "    model.lm_head(model.block(torch.ones(1, 3))).square().sum().backward(); made.step(); made.zero_grad()\n"
         "    assert model.block.weight.grad is None and not torch.equal(before, model.block.weight)\n"
-        "assert 'torch._dynamo' not in sys.modules"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "assert 'torch._dynamo' in sys.modules, 'optimizers made elsewhere are marked as ever'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

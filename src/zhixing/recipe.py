@@ -520,6 +520,9 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
     replies = recipe.task.kind == "dialogue"
     if replies and m.family not in SPEAKERS:
         refuse("model.family", f"a {m.family} writes no reply", f"take {', '.join(SPEAKERS)}")
+    if m.pointer and not (m.family == "lstm" and (pairs or replies)):
+        why = "only an lstm that reads one text and writes another can copy"
+        refuse("model.pointer", why, 'set model.pointer = false, or model.family = "lstm"')
     if m.family in ("marian", "t5") and not pairs and not replies:
         why = f"a {m.family} reads one text and writes another"
         refuse("task.kind", why, 'set task.kind = "translation", "summarization" or "dialogue"')

@@ -17,7 +17,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,21 +30,23 @@ from zhixing.recipe import TrainSettings
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: the steepest quintic at 0 that stays bounded
 
 
-def _leave_the_compiler() -> None:
-    """Let torch's optimizers start without its compiler, which takes two seconds to load.
+@contextmanager
+def _without_the_compiler() -> Iterator[None]:
+    """Let torch's optimizers be made without its compiler, which takes two seconds to load.
 
-    torch marks some of their methods so that the compiler passes them over, and loads the compiler at the first call
-    to make the mark (and in each `step`, which `Optimizers.step` calls bare). Only the model is ever compiled here,
-    never a step, so a method may be its own marked version. A torch that keeps the mark elsewhere loads its compiler as
-    before.
+    torch marks `add_param_group` so that the compiler passes it over, and loads the compiler at the first call to make
+    the mark. In here the method is its own marked version; then it is as it was, for whoever compiles optimizers. A
+    torch that keeps the mark elsewhere loads its compiler as before. `Optimizers` calls nothing else that is marked.
     """
-    for method in vars(Optimizer).values():
-        bare = getattr(method, "__wrapped__", None)
-        if bare is not None and getattr(method, "__module__", "") == Optimizer.__module__:
-            vars(bare).setdefault("__dynamo_disable", bare)
-
-
-_leave_the_compiler()
+    bare, mark = inspect.unwrap(Optimizer.add_param_group), "__dynamo_disable"
+    if mark in vars(bare):
+        yield
+        return
+    setattr(bare, mark, bare)
+    try:
+        yield
+    finally:
+        delattr(bare, mark)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -134,7 +137,9 @@ class Optimizers:
 
     def zero_grad(self) -> None:
         for optimizer in self.members.values():
-            optimizer.zero_grad(set_to_none=True)
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
 
 def layer_rates(depths: Mapping[str, int], decay: float) -> dict[str, float]:
@@ -147,6 +152,7 @@ def layer_rates(depths: Mapping[str, int], decay: float) -> dict[str, float]:
     return {name: decay ** (top - depth) for name, depth in depths.items()}
 
 
+@_without_the_compiler()
 def make_optimizers(
     model: nn.Module,
     settings: TrainSettings,
