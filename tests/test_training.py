@@ -493,9 +493,9 @@ def test_golden_loss_curve(tmp_path: Path) -> None:
 
 
 def test_the_demo_makes_fewer_steps_on_a_slower_processor() -> None:
-    assert demo_settings("austen", 0.1) == ("train.max_steps=600", "train.eval_steps=150")
-    assert demo_settings("austen", 0.3) == ("train.max_steps=353", "train.eval_steps=89")
-    assert demo_settings("tang", 60.0) == ("train.max_steps=60", "train.eval_steps=15")
+    assert demo_settings("austen", 0.1) == ("train.max_steps=600", "train.eval_steps=200")
+    assert demo_settings("austen", 0.3) == ("train.max_steps=347", "train.eval_steps=116")
+    assert demo_settings("tang", 60.0) == ("train.max_steps=60", "train.eval_steps=20")
 
 
 def test_an_optimizer_leaves_torch_s_compiler_alone() -> None:

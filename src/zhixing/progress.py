@@ -44,26 +44,29 @@ class Progress:
         self.live = self.stream.isatty() and os.environ.get("TERM", "") != "dumb"
         self.began = self.shown = time.monotonic()
         self.done = 0.0
+        self.first: tuple[float, float] | None = None
         self.width = 0
 
     def update(self, done: float, note: str = "") -> None:
         """`done` of `total` so far; `note` is added to the line."""
         self.done = done
         now = time.monotonic()
+        if self.first is None:
+            self.first = now, done
         if now - self.began < 2 or now - self.shown < (0.2 if self.live else 15):
             return
         self.shown = now
         self._write(self._line(now, note))
 
     def _line(self, now: float, note: str) -> str:
-        spent = now - self.began
         parts = [self.title]
         if self.total:
             share = min(self.done / self.total, 1.0)
             filled = int(share * 20)
             parts.append(f"{'█' * filled}{'░' * (20 - filled)} {share:4.0%}")
-            if self.done:
-                parts.append(f"{duration(spent * (self.total - self.done) / self.done)} left")
+            began, before = self.first or (self.began, 0.0)
+            if self.done > before:  # counted from the first report: what came before it was starting, not work
+                parts.append(f"{duration((now - began) * (self.total - self.done) / (self.done - before))} left")
         else:
             parts.append(quantity(self.done, self.unit))
         if note:

@@ -89,7 +89,7 @@ from zhixing.training.runlock import die_with_parent, run_lock
 
 MOST_STEPS = 100_000  # that "auto" comes to, where epochs say how long
 COMPILE_SECONDS = 40  # what torch.compile costs before the first step
-DEMO = {"austen": (600, 106.0), "tang": (180, 23.0)}  # recipes: the most steps, and seconds that they may take
+DEMO = {"austen": (600, 104.0), "tang": (180, 23.0)}  # recipes: the most steps, and seconds that they may take
 MACHINE_KEYS = ("threads", "bf16", "compile")  # may differ when a run goes on elsewhere
 
 
@@ -846,7 +846,7 @@ def demo_settings(name: str, a_step: float) -> tuple[str, ...]:
     """A recipe of the demo where a step takes `a_step` seconds: as many steps as its time allows, a third at least."""
     most, seconds = DEMO[name]
     steps = min(most, max(most // 3, round(seconds / a_step)))
-    return f"train.max_steps={steps}", f"train.eval_steps={math.ceil(steps / 4)}"
+    return f"train.max_steps={steps}", f"train.eval_steps={math.ceil(steps / 3)}"
 
 
 def step_seconds(recipe: Recipe) -> float:

@@ -9,6 +9,9 @@ import numpy as np
 from numba import njit
 from numba.extending import intrinsic
 
+from zhixing.models.compiling import listen
+
+listen()  # all files of loops import this one
 FAST = {
     "reassoc",
     "contract",
