@@ -388,6 +388,8 @@ def test_what_can_never_be_done_is_refused(engine: Engine[Any], model: PackedGPT
     ):
         with pytest.raises(InputError, match=why):
             where.submit(request)
+    with pytest.raises(InputError, match="3 beams may come to 105 tokens"):
+        small.search(ids[:90], DecodingSettings(max_new_tokens=15, num_beams=3))
     assert engine.metrics().accepted == small.metrics().accepted == 0
     small.close()
     with pytest.raises(InputError, match="most_rows"):
@@ -504,7 +506,7 @@ def test_a_bad_request_fails_alone(ids: list[int]) -> None:
         tickets = [engine.submit(request) for pair in zip([*good, good[0]], bad, strict=True) for request in pair]
         assert [ids_of(ticket.result(30)) for ticket in tickets[::2]] == [*wanted, wanted[0]]
         for ticket in (tickets[1], tickets[5]):
-            with pytest.raises(InputError, match="no numbers for this prompt"):
+            with pytest.raises(RequestFailedError, match="no numbers for this prompt"):
                 ticket.result(30)
         with pytest.raises(RequestFailedError, match="what is this") as caught:
             tickets[3].result(30)
@@ -706,6 +708,53 @@ def test_writing_goes_on_while_a_job_breathes(engine: Engine[Any], model: Packed
     assert ids_of(rows) == ids_of(alone(model, request))
     found, wanted = futures[1].result(30), beam_search(model, [ids[:30]], beams)[0]
     assert [h.ids for h in found] == [h.ids for h in wanted]
+
+
+def test_a_job_ends_when_nobody_waits_for_it(engine: Engine[Any], ids: list[int]) -> None:
+    """Two jobs in one run: it goes on for the second when the first was left, and no further when both were."""
+    breaths: list[int] = []
+    futures: list[Any] = []
+
+    def run(items: Sequence[int], breathe: Callable[[], None]) -> list[int]:
+        for count in range(1000):
+            if count in (3, 6):
+                assert not futures[count // 6].cancel(), "it has begun"
+            breaths.append(count)
+            breathe()
+        return list(items)
+
+    batch = Batch(run)
+
+    def crowd(count: int) -> None:
+        if count == 2:
+            futures.extend(engine.submit_job(batch, item) for item in (1, 2))
+
+    engine.submit(long_request(ids, counting([], "first", crowd), 5)).result(30)
+    for future in futures:
+        with pytest.raises(RequestCancelledError):
+            future.result(30)
+    assert breaths == list(range(7))
+    assert ids_of(engine.submit(Request(ids[:5], GREEDY)).result(30)), "the engine goes on"
+    late = engine.submit_job(
+        Batch(lambda items, breathe: [breathe() or slow(0, 0) for _ in range(1000)]), 1, total_seconds=0.05
+    )
+    with pytest.raises(TimedOutError):
+        late.result(30)
+
+
+def test_an_engine_that_closes_waits_for_no_job(model: PackedGPT, ids: list[int]) -> None:
+    engine, begun = Engine(model), threading.Event()
+
+    def run(items: Sequence[int], breathe: Callable[[], None]) -> list[int]:
+        while True:
+            begun.set()
+            breathe()
+
+    future = engine.submit_job(Batch(run), 1)
+    assert begun.wait(30)
+    engine.close()
+    with pytest.raises(RequestCancelledError, match="closed"):
+        future.result(1)
 
 
 # what it is made of

@@ -772,6 +772,7 @@ def test_nothing_that_a_server_says_runs(browser: Any, server: Served) -> None:
             "labels": None,
             "target_languages": HOSTILE,
             "attention_layers": 2,
+            "reads_apart": True,
         }
         for text in HOSTILE
         for task in tasks

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -338,6 +339,33 @@ def test_preferences_are_measured_on_any_chat_model(start: Chat, data: Path) -> 
     assert "reward_accuracy" not in found
 
 
+def test_it_is_measured_beside_its_own_start_or_beside_nothing(
+    start: Chat, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prompts are shortened as they were when it learnt, and a start that is another one by now is none."""
+    rows = []
+    for question, kind, rude in asked()[:60]:
+        said = [("user", "is ida at linz?"), ("assistant", "yes, ida is glad at linz."), ("user", question)]
+        prompt = [{"role": role, "content": content} for role, content in said]
+        rows.append({"prompt": prompt, "chosen": kind, "rejected": rude})
+    long = write_rows(tmp_path / "long.jsonl", rows)
+    begun = tmp_path / "begun"
+    shutil.copytree(start.path, begun)
+    most = max(len(start.writer.encode([Message("user", q)])) + 2 * len(kind) for q, kind, _ in asked())
+    settings = settings_of(start, "train.max_steps=2", f"model.max_len={min(40, most)}", f"task.start={begun}")
+    tuned = cast(Chat, zhixing.train("dpo", f"data.source={long}", *settings, out=str(tmp_path / "run")))
+    assert "lost their oldest turns" in capsys.readouterr().err
+    first = json.loads((tuned.path / "scores.json").read_text(encoding="utf-8"))["model"]
+    again = tuned.evaluate()["model"]
+    for name in ("reward_accuracy", "log_p_chosen", "log_p_rejected"):
+        assert again[name]["value"] == pytest.approx(first[name]["value"], abs=1e-5), name
+    assert "reward_accuracy" in tuned.evaluate(str(data))["model"]
+    shutil.rmtree(begun)
+    shutil.copytree(tuned.path, begun)
+    assert "reward_accuracy" not in tuned.evaluate(str(data))["model"]
+    assert f"{begun} is not there as it was" in capsys.readouterr().err
+
+
 def test_lora_changes_little_and_leaves_an_adapter(start: Chat, data: Path, tmp_path: Path) -> None:
     made = zhixing.train(
         str(data), "task.kind=preference", *settings_of(start, "model.lora_rank=2", "train.max_steps=10"),
@@ -383,7 +411,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
     with pytest.raises(InputError, match=r"begun with train\.beta"):
         zhixing.train("dpo", *settings, "train.beta=0.3", out=str(out), resume=True)
     with monkeypatch.context() as patch:
-        patch.setattr(preference, "_weights_hash", lambda _: "another")
+        patch.setattr(preference, "weights_hash", lambda _: "another")
         with pytest.raises(InputError, match="another start"):
             zhixing.train("dpo", *settings, out=str(out), resume=True)
     made = cast(Chat, zhixing.train("dpo", *settings, out=str(out), resume=True))
@@ -439,6 +467,10 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
       "rejected": "c"}, "prompt and chosen: the last message is of user", "no_reply"),
     ({"prompt": "a", "chosen": [{"role": "wizard", "content": "b"}], "rejected": "c"}, "nobody known", "unknown_role"),
     ({"prompt": "a", "chosen": ["b"], "rejected": "c"}, "a message is of nobody known", "unknown_role"),
+    ({"prompt": "a", "chosen": "b", "rejected": "c", "group": "\ud800"}, "the group holds half a character",
+     "bad_records"),
+    *(({"prompt": "a", "chosen": "b", "rejected": "c", "ref_chosen_logps": -1, "ref_rejected_logps": number},
+       "are no finite numbers", "bad_records") for number in (10**400, float("nan"), "x", True)),
 ]  # fmt: skip
 
 
@@ -518,8 +550,12 @@ def test_of_conversations_preferences_are_made(tmp_path: Path) -> None:
         assert item.prompt == (Message("user", str(row["prompt"])),) and item.group == str(row["group"])
         assert item.chosen[0].content == str(row["completion"]).strip()
         assert item.rejected[0].content.lower() != item.chosen[0].content.lower()
-    with pytest.raises(InputError, match="all are the same"):
+    with pytest.raises(InputError, match="there are none"):
         against_others(talks.pick([0, 1]))
+    jokes = [{"prompt": "A joke!" if n % 2 else f"q{n}", "completion": f"r{n}"} for n in range(40)]
+    for item in against_others(read_conversations(str(write_rows(tmp_path / "j.jsonl", jokes)))):
+        number = int(item.rejected[0].content[1:])
+        assert item.prompt[-1].content != jokes[number]["prompt"], "a reply to the same is no wrong one"
 
 
 def test_settings_that_cannot_be_are_refused() -> None:

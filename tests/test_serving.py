@@ -430,6 +430,23 @@ def test_trainings_are_told_as_they_go(tmp_path: Path) -> None:
         MetricsLog(runs / "mine", tensorboard=False, resumed_at=10).close()  # it goes on from an earlier checkpoint
         third = http.get("/v1/trainings/mine?start=3").json()
         assert (third["lines"], third["next"]) == ([], 1) and third["version"] != first["version"]
+        with run_lock(runs / "mine"):  # where the recipe names no number of steps, the measurements do
+            (runs / "mine" / "recipe.toml").write_text('[train]\nmax_steps = "auto"\n')
+            again = MetricsLog(runs / "mine", tensorboard=False, resumed_at=0)
+            again.write({"step": 10, "max_steps": 30, "loss": 5.0, "seconds": 20.0})
+            assert (told()["mine"]["max_steps"], told()["mine"]["seconds_left"]) == (30, 40.0)
+            known = http.get("/v1/trainings/mine").json()["version"]
+            number = (runs / "mine" / "metrics.jsonl").stat().st_ino
+            (runs / "mine" / "metrics.jsonl").write_text('{"step": 1, "loss": 4.0}\n' * 9)  # another training's
+            assert (runs / "mine" / "metrics.jsonl").stat().st_ino == number
+            fourth = http.get("/v1/trainings/mine?start=1").json()
+            assert fourth["version"] != known and len(fourth["lines"]) == 8
+            (runs / "mine" / "metrics.jsonl").rename(runs / "mine" / "aside")
+            (runs / "mine" / "pretraining").mkdir()
+            first = {"step": 7, "max_steps": 70, "loss": 6.0}
+            (runs / "mine" / "pretraining" / "metrics.jsonl").write_text(json.dumps(first) + "\n")
+            assert (told()["mine"]["step"], told()["mine"]["max_steps"]) == (7, 70)
+            assert http.get("/v1/trainings/mine").json()["lines"] == [first]
         for wrong in ("x", "-1", "1.5", str(2**31)):
             refused(http.get(f"/v1/trainings/mine?start={wrong}"), 400)
         for name in ("no-run", "nothing", "%2e%2e", "mine%2f..%2fover"):
@@ -527,7 +544,8 @@ def test_what_cannot_be_used_is_refused_in_one_form(http: httpx.Client) -> None:
     refused(http.get("/nothing"), 404, "not_found")
     refused(http.put("/v1/models"), 405, "method_not_allowed")
     refused(http.get("/health", headers={"host": "evil.example"}), 403, "host_not_allowed")
-    refused(http.get("/v1/models", headers={"origin": "https://evil.example"}), 403, "origin_not_allowed")
+    for origin in ("https://evil.example", "http://[", "http://[x]", "null"):
+        refused(http.get("/v1/models", headers={"origin": origin}), 403, "origin_not_allowed")
     assert (
         http.options("/v1/models").status_code == 405
         and "access-control-allow-origin" not in http.get("/health").headers
@@ -591,7 +609,50 @@ def test_models_come_and_go(root: Path) -> None:
         refused(http.post("/v1/models", json={"model": "bert"}), 409, "model_loaded")
         assert http.post("/v1/embeddings", json={"model": "bert", "input": "x"}).status_code == 200
         assert http.delete("/v1/models/bert").json() == {"id": "bert", "object": "model", "deleted": True}
+        assert http.delete("/v1/models/mood").status_code == 200, "it was named, but the root has it"
         refused(http.post("/v1/embeddings", json={"model": "bert", "input": "x"}), 404, "model_not_found")
+
+
+def test_a_model_that_is_not_of_the_root_stays(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "root" / "mood").mkdir(parents=True)
+    (tmp_path / "root" / "half").mkdir()
+    (tmp_path / "root" / "half" / "config.json").write_text("{}")
+    inside = tmp_path / "root"
+    with Served([str(root / "mood")], root=inside) as server, httpx.Client(base_url=server.url, timeout=30) as http:
+        refused(http.delete("/v1/models/mood"), 403, "not_of_root")
+        assert http.get("/v1/models/mood").status_code == 200
+        assert str(tmp_path) not in refused(http.post("/v1/models", json={"model": "half"}), 400)["message"]
+
+
+def test_one_key_leaves_places_for_the_others(lm: Run, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{KEY}\nanother-key-0123456789\n")
+    with Served([f"lm={lm.path}"], key_file=keys, engine=EngineLimits(most_rows=1, most_waiting=6)) as server:
+        assert server.running.library.get("lm").engine.limits.most_waiting_of_key == 3
+
+
+def test_an_answer_that_came_whole_is_no_client_that_left(root: Path) -> None:
+    with Served([str(root / "mood")]) as server:
+        for path in ("/", "/page/app.js", "/page/style.css"):
+            assert httpx.get(server.url + path).status_code == 200
+        text = httpx.get(f"{server.url}/metrics").text
+        assert "zhixing_http_clients_left_total 0" in text and 'code="499"' not in text
+
+
+def test_who_is_cut_off_is_told(lm: Run) -> None:
+    with Served([f"lm={lm.path}"], drain_seconds=0.2) as server, httpx.Client(base_url=server.url, timeout=60) as http:
+        body = {"model": "lm", "prompt": "It", "max_tokens": 50, "min_tokens": 50, "temperature": 0, "stream": True}
+        engine = server.running.library.get("lm").engine
+        turn = engine._turn
+        engine._turn = lambda: (time.sleep(0.05), turn())  # type: ignore[method-assign,func-returns-value]
+        with http.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.running.stop()
+            last = [line for line in lines if line][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "draining"
+        server.thread.join(10)
+        assert not server.thread.is_alive()
 
 
 def test_without_the_key_only_health_answers(root: Path, tmp_path: Path) -> None:

@@ -620,8 +620,8 @@ def _pretrain(
     masked = BertMaskedLM(replace(model.settings, n_labels=0), torch.Generator().manual_seed(recipe.train.seed))
     steps = recipe.task.pretrain_steps
     settings = replace(
-        recipe.train, max_steps=steps, eval_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
-        early_stopping_patience=0, label_smoothing_factor=0.0,
+        recipe.pretraining(), eval_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
+        label_smoothing_factor=0.0,
     )  # fmt: skip
     facts = {
         "recipe": recipe_hash(recipe),

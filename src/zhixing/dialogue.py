@@ -16,6 +16,7 @@ by which replies are ranked.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import time
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from zhixing import __version__
 from zhixing.cores import default_threads
@@ -132,7 +134,8 @@ def prepare(recipe: Recipe, run_dir: Path) -> Parts:
         raise InputError("the recipe names no conversations", mend=mend)
     every = read_conversations(d.source, d, quarantine=run_dir / "quarantine.jsonl")
     if recipe.task.test:
-        train, test = every, read_conversations(recipe.task.test, d)
+        train = every
+        test = read_conversations(recipe.task.test, d, quarantine=run_dir / "quarantine-test.jsonl")
         test, repeats, near = measurable(train, test)
         if not test:
             why = f"training says what their {repeats + near:,} exchanges say"
@@ -341,8 +344,8 @@ def _pretrain(model: GPT, tokenizer: Tokenizer, recipe: Recipe, parts: Parts, ru
     say(f"first {steps:,} steps of language modelling: {what}")
     folder = run_dir / "pretraining"
     settings = replace(
-        t, max_steps=steps, warmup_steps=min(t.warmup_steps, steps // 5), eval_steps=max(1, steps // 5),
-        save_steps=max(1, steps // 5), early_stopping_patience=0, per_device_train_batch_size=1,
+        recipe.pretraining(), eval_steps=max(1, steps // 5), save_steps=max(1, steps // 5),
+        per_device_train_batch_size=1,
     )  # fmt: skip
     train: Any
     heldout: Any
@@ -406,6 +409,7 @@ class Tuning:
 
     scores: dict[str, Any]
     facts: dict[str, Any]
+    start: str  # the hash of the weights that it began with
     words: str
 
 
@@ -446,6 +450,7 @@ def finish_dialogue(
             "family": recipe.model.family,
             "parameters": sum(p.numel() for p in model.parameters()),
             "task": "dialogue",
+            **({"start": tuning.start} if tuning else {}),
         },
         "run": {
             "zhixing": __version__,
@@ -827,26 +832,50 @@ class Chat:
         elif data is not None and holds_preferences(data):
             if self.speaker.reads_apart:
                 raise InputError("preferences are measured on a gpt", where=str(self.path), mend="give conversations")
-            preferences = read_preferences(data, self.recipe.data if self.recipe else None)
+            preferences = read_preferences(data, self._data_settings())
             scores = self.measured(preferences.conversations())[0]
         else:
             return self.measured(self.read(data))[0]
         train = self.recipe.train if self.recipe else TrainSettings()
-        rows, _, left_out = preferred_rows(self.stored, preferences, self.model.settings.max_len, train)
+        tuned = self.recipe is not None and self.recipe.task.kind == "preference"
+        room = int(self.model.settings.max_len)
+        if tuned:  # prompts are shortened as they were for the reference
+            assert self.recipe is not None
+            room = min(room, self.recipe.model.max_len)
+        rows, _, left_out = preferred_rows(self.stored, preferences, room, train)
         if left_out:
             say(f"{left_out:,} preferences that are too long were left out")
         references = [preferences[place].reference for place in rows.places]
         if all(references):
             rows.reference = np.array(references)
-        elif self.recipe and self.recipe.task.kind == "preference" and is_chat(Path(self.recipe.task.start)):
-            rows.reference = log_probabilities_of(read_chat(Path(self.recipe.task.start)).model, rows)
+        elif tuned and (start := self._start()) is not None:
+            rows.reference = log_probabilities_of(start, rows)
         scores["model"] |= self.preference_scores(rows, train.beta)
         return scores
+
+    def _start(self) -> GPT | None:
+        """The model that preference tuning began with; None, which is said, where it is not there as it was."""
+        assert self.recipe is not None
+        folder, facts = Path(self.recipe.task.start), self.path / "facts.json"
+        known = json.loads(facts.read_text(encoding="utf-8"))["model"].get("start") if facts.exists() else None
+        try:
+            found = read_chat(folder) if known and is_chat(folder) else None
+        except InputError:
+            found = None
+        if found is None or not isinstance(found.model, GPT) or weights_hash(found.model) != known:
+            say(f"{folder} is not there as it was when this run began; nothing is measured beside it")
+            return None
+        return found.model
+
+    def _data_settings(self) -> DataSettings:
+        """How the run reads; bad records of what it only measures are left out, and no file is written for them."""
+        settings = self.recipe.data if self.recipe else DataSettings()
+        return replace(settings, on_bad_record="skip") if settings.on_bad_record == "quarantine" else settings
 
     def read(self, data: str | None) -> Conversations:
         """Conversations by name or path; the run's own test part if not given."""
         if data is not None:
-            return read_conversations(data, self.recipe.data if self.recipe else None)
+            return read_conversations(data, self._data_settings())
         kept = self.path / "data" / "test.jsonl"
         if not kept.exists():
             where, mend = str(self.path), "name a file of conversations"
@@ -863,6 +892,15 @@ class Chat:
         """What the run is and how it went, for a terminal."""
         card = self.path / "README.md"
         return card.read_text(encoding="utf-8") if card.exists() else f"{self.path}: a chat model"
+
+
+def weights_hash(model: nn.Module) -> str:
+    """A hash of all weights: what is measured or learnt beside a start holds beside that very start only."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def _exp(value: float) -> float | None:

@@ -15,7 +15,6 @@ at once, at the end; a share of the rest chooses the best step.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zhixing.dialogue import Chat, Parts, Tuning, finish_dialogue, preferred_rows
+from zhixing.dialogue import Chat, Parts, Tuning, finish_dialogue, preferred_rows, weights_hash
 from zhixing.errors import InputError
 from zhixing.files import MANIFEST, atomic_write
 from zhixing.interchange.adapter_directory import FOLDER as ADAPTER
@@ -64,7 +63,9 @@ def prepare(recipe: Recipe, run_dir: Path) -> Sides:
     every = read_preferences(d.source, d, quarantine=run_dir / "quarantine.jsonl")
     if recipe.task.test:
         train = every
-        test, repeats = with_other_prompts(train, read_preferences(recipe.task.test, d))
+        test, repeats = with_other_prompts(
+            train, read_preferences(recipe.task.test, d, quarantine=run_dir / "quarantine-test.jsonl")
+        )
         if not test:
             why = f"training has the prompts of all {repeats:,}"
             raise InputError("the test preferences measure nothing", where=recipe.task.test, why=why)
@@ -109,7 +110,7 @@ def train_preference(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
         "recipe": recipe_hash(recipe),
         "tokenizer": start.tokenizer.fingerprint(),
         "data": sides.train.fingerprint()[:16],
-        "start": _weights_hash(model),
+        "start": weights_hash(model),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "dtype": "bfloat16" if bf16 else "float32",
@@ -158,6 +159,7 @@ def train_preference(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
             "preferences": {"train": train.n_pairs, "validation": validation.n_pairs, "test": test.n_pairs},
             "counts": dataclasses.asdict(sides.train.counts),
         },
+        start=str(facts["start"]),
         words=f"tuned by {train.n_pairs:,} preferences (DPO, beta {t.beta:g})",
     )
     finish_dialogue(chat, recipe, parts, result, time.perf_counter() - began, tuning=tuning)
@@ -190,15 +192,6 @@ def _rows(recipe: Recipe, start: StoredChat, side: Preferences) -> PreferredRows
             f" {left_out:,} preferences that are too long without them were left out"
         )
     return rows
-
-
-def _weights_hash(model: nn.Module) -> str:
-    """A hash of all weights: a training goes on only beside the very start that it was begun with."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return digest.hexdigest()[:16]
 
 
 def _plan(model: nn.Module, recipe: Recipe, rows: PreferredRows, bf16: bool) -> str:

@@ -66,6 +66,7 @@ class TaskSettings:
     pretrain_steps: int = 0  # first so many steps on the training texts alone: bert masked words, t5 spans left out,
     # gpt that replies: all turns, or
     pretrain_source: str = ""  # this text, a file, a folder or the name of a data set (dialogue by a gpt)
+    pretrain_learning_rate: float = 0.0  # 0: train.learning_rate
     start: str = ""  # a run, a model folder or "minilm" to start from (bert, gpt): its weights and its tokenizer
 
 
@@ -213,6 +214,19 @@ class Recipe:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         return dataclasses.asdict(self)
+
+    def pretraining(self) -> TrainSettings:
+        """How the steps of task.pretrain_steps are made: at a rate of their own, that of Adam in proportion."""
+        t, steps = self.train, self.task.pretrain_steps
+        rate = self.task.pretrain_learning_rate or t.learning_rate
+        return dataclasses.replace(
+            t,
+            max_steps=steps,
+            learning_rate=rate,
+            adam_learning_rate=t.adam_learning_rate * rate / t.learning_rate,
+            warmup_steps=min(t.warmup_steps, steps // 5),
+            early_stopping_patience=0,
+        )
 
 
 TABLES: dict[str, type] = {
@@ -434,6 +448,7 @@ def check_recipe(recipe: Recipe, where: str = "recipe") -> None:
         ("train.max_grad_norm", t.max_grad_norm),
         ("bag.rates_power", b.rates_power),
         ("eval.temperature", recipe.eval.temperature),
+        ("task.pretrain_learning_rate", recipe.task.pretrain_learning_rate),
     ):
         if not 0 <= value < float("inf"):
             refuse(key, f"it is {value}, it must be at least 0 and finite", "set it to 0 or more")

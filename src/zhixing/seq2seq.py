@@ -258,8 +258,7 @@ def _pretrain(model: Seq2Seq, tokenizer: Tokenizer, recipe: Recipe, parts: Parts
             )
         )
     settings = replace(
-        recipe.train, max_steps=steps, warmup_steps=min(recipe.train.warmup_steps, steps // 5),
-        eval_steps=max(1, steps // 10), save_steps=max(1, steps // 4), early_stopping_patience=0,
+        recipe.pretraining(), eval_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
         per_device_train_batch_size=1,
     )  # fmt: skip
     facts = {

@@ -129,14 +129,36 @@ class Batch(Generic[Item, Result]):
     most: int = 64
 
 
+class JobFuture(Future[Result]):
+    """A job's result. `cancel` also after it has begun: it ends at its next breath, if nobody else waits for it."""
+
+    abandoned = False
+
+    def cancel(self) -> bool:
+        self.abandoned = True
+        return super().cancel()
+
+
 @dataclass
 class _Job:
     batch: Batch[Any, Any]
     group: Hashable
     item: Any
-    future: Future[Any]
+    future: JobFuture[Any]
     begun_by: float  # the latest moment
     queue_seconds: float
+    ended_by: float
+    total_seconds: float
+
+    def leaves(self, now: float) -> Exception | None:
+        """What to say if nobody waits for it any more, or it has taken too long."""
+        if self.future.abandoned:
+            return RequestCancelledError("the request was cancelled")
+        return TimedOutError(self.total_seconds, waiting=False) if now > self.ended_by else None
+
+
+class _LeaveOffError(Exception):
+    """No job of those that run goes on."""
 
 
 class _Work(Generic[S]):
@@ -229,27 +251,41 @@ class Engine(Generic[S]):
         group: Hashable = None,
         key: str | None = None,
         queue_seconds: float | None = None,
-    ) -> Future[Result]:
+        total_seconds: float | None = None,
+    ) -> JobFuture[Result]:
         """Have an item done in the engine's thread, together with others of the same batch and group that wait.
 
-        The future may be cancelled until it begins; `asyncio.wrap_future` waits for it in an event loop. It fails with
-        what its item failed with, TimedOutError or RequestCancelledError. QueueFullError, DrainingError as in `submit`.
+        `asyncio.wrap_future` waits for the future in an event loop. It fails with what its item failed with,
+        TimedOutError or RequestCancelledError. QueueFullError, DrainingError as in `submit`.
         """
-        future: Future[Result] = Future()
-        seconds = _first(queue_seconds, self.limits.queue_seconds)
-        job = _Job(batch, group, item, future, time.monotonic() + seconds, seconds)
+        future: JobFuture[Result] = JobFuture()
+        seconds, total = (
+            _first(queue_seconds, self.limits.queue_seconds),
+            _first(total_seconds, self.limits.total_seconds),
+        )
+        now = time.monotonic()
+        job = _Job(batch, group, item, future, now + seconds, seconds, now + total, total)
         with self._changed:
             self._enter(lambda: self._jobs.push(key, job))
         return future
 
     def search(
         self, ids: Sequence[int], settings: DecodingSettings, *, key: str | None = None
-    ) -> Future[list[Hypothesis]]:
-        """Beam search as a job: the settings.n best results. Texts with the same settings are searched together."""
+    ) -> JobFuture[list[Hypothesis]]:
+        """Beam search as a job: the settings.n best results. Texts with the same settings are searched together.
+
+        InputError for what cannot be searched for, or needs more tokens than the engine holds.
+        """
         if self.model is None:
             raise InputError("this engine writes nothing", why="it has no language model")
         settings.check()
-        room_for(self.model, list(ids), settings)
+        rows, tokens = settings.num_beams, len(ids) + room_for(self.model, list(ids), settings)
+        if rows * tokens > self.limits.most_tokens:
+            raise InputError(
+                f"{rows} beams may come to {tokens} tokens each",
+                why=f"this engine holds {self.limits.most_tokens} tokens",
+                mend="ask for fewer beams or tokens, or shorten the prompt",
+            )
         return self.submit_job(self._searches, (list(ids), settings), group=settings, key=key)
 
     def metrics(self) -> EngineMetrics:
@@ -327,7 +363,7 @@ class Engine(Generic[S]):
             raise InputError(
                 f"the request may come to {settings.n} rows of {len(ids) + room} tokens, in cells of {CELL}",
                 why=f"this engine holds {limits.most_tokens} tokens",
-                mend="ask for fewer max_new_tokens, or shorten the prompt",
+                mend="ask for fewer new tokens, or shorten the prompt",
             )
         return work
 
@@ -489,7 +525,7 @@ class Engine(Generic[S]):
         if work.read < len(work.ids):
             return
         if not bool(torch.isfinite(work.hidden).all()):
-            raise InputError("the model gives no numbers for this prompt", why="a sum became infinite or NaN")
+            raise ArithmeticError("the model gives no numbers for this prompt: a sum became infinite or NaN")
         if work.request.key is not None and work.pieces:
             self._prefixes.add(work.request.key, work.ids, work.pieces)
         rows = self._decoder.join(work.ids, work.request.settings, work.state, work.hidden)
@@ -594,9 +630,13 @@ class Engine(Generic[S]):
         try:
             results = jobs[0].batch.run([job.item for job in jobs], self._breathe)
             assert len(results) == len(jobs), f"{len(results)} results for {len(jobs)} items"
+        except _LeaveOffError:
+            now = time.monotonic()
+            results = [job.leaves(now) or RequestCancelledError("the engine was closed") for job in jobs]
         except Exception as error:
             if len(jobs) > 1:
                 for job in jobs:
+                    self._running = [job]
                     self._do([job])
                 return
             results = [error]
@@ -609,7 +649,10 @@ class Engine(Generic[S]):
                 job.future.set_result(result)
 
     def _breathe(self) -> None:
-        """In the midst of a job: other engines and our own rows go on."""
+        """In the midst of a job: other engines and our own rows go on. Where nobody waits for it, it ends."""
+        now = time.monotonic()
+        if self._closing or all(job.leaves(now) is not None for job in self._running):
+            raise _LeaveOffError
         TURNS.let_others()
         self._guarded_turn()
 
@@ -617,7 +660,13 @@ class Engine(Generic[S]):
         self, items: Sequence[tuple[list[int], DecodingSettings]], breathe: Callable[[], None]
     ) -> list[list[Hypothesis]]:
         assert self.model is not None
-        return beam_search(self.model, [ids for ids, _ in items], items[0][1], watch=lambda _: breathe())
+        try:
+            found = beam_search(self.model, [ids for ids, _ in items], items[0][1], watch=lambda _: breathe())
+        except InputError as error:  # what was asked for has been checked: it is the model that gives no numbers
+            raise _failed("the search", error) from error
+        self._counts["tokens_in"] += sum(len(ids) for ids, _ in items)
+        self._counts["tokens_out"] += sum(len(hypothesis.ids) for best in found for hypothesis in best)
+        return found
 
     def _end_all(self, error: Exception) -> None:
         with self._changed:

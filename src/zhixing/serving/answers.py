@@ -38,6 +38,7 @@ class ModelCard(Answer):
     labels: list[str] | None
     target_languages: list[str] | None
     attention_layers: int
+    reads_apart: bool
 
 
 class ModelList(Answer):

@@ -19,6 +19,7 @@ from zhixing.decoding.fair_queue import QueueFullError
 from zhixing.decoding.ticket import RequestCancelledError, TimedOutError
 from zhixing.errors import InputError
 from zhixing.serving import answers, attention, batches, completions
+from zhixing.serving.guard import State
 from zhixing.serving.metrics import CONTENT_TYPE, exposition
 from zhixing.serving.problems import ApiError, as_api_error, invalid_body
 from zhixing.serving.service import Service, answer, as_json
@@ -69,7 +70,7 @@ def make_app(service: Service, *, page: FilePath = PAGE, keyed: bool = False) ->
     app = FastAPI(
         title="zhixing", version=__version__, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
     )
-    _errors(app)
+    _errors(app, service.state)
     _state_routes(app, service)
     _model_routes(app, service)
     _writing_routes(app, service)
@@ -88,9 +89,9 @@ def make_app(service: Service, *, page: FilePath = PAGE, keyed: bool = False) ->
 # ---- errors
 
 
-def _errors(app: FastAPI) -> None:
+def _errors(app: FastAPI, state: State) -> None:
     async def told(request: Request, error: Exception) -> Response:
-        problem = as_api_error(error)
+        problem = as_api_error(error, stopping=state.draining)
         return Response(as_json(problem.to_dict()), problem.status, problem.headers, "application/json")
 
     async def http(request: Request, error: Exception) -> Response:

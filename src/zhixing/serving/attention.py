@@ -79,6 +79,8 @@ def _prepared(hosted: Hosted, asked: AttentionRequest) -> tuple[ToAttend, Axes]:
         raise refuse("the model writes another text than it reads; give what it wrote as output", "output")
     target = tokenizer.target
     written = target.encode(asked.output)
+    if not written:
+        raise refuse("it has no tokens", "output")
     _refuse_long(written, run.model.settings.max_len - 1, "output")
     before = [run.model.settings.start_id, *written[:-1]]  # what it has written when it writes each token
     rows = _names(target, written)

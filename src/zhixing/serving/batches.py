@@ -24,7 +24,7 @@ from zhixing.errors import InputError
 from zhixing.seq2seq import Translator
 from zhixing.serving.hosted import Hosted, ToAlign, ToExplain
 from zhixing.serving.problems import ApiError, too_long
-from zhixing.serving.service import Service, answer, note, read_usage, refuse, usage
+from zhixing.serving.service import Service, answer, as_json, note, read_usage, refuse, usage
 from zhixing.serving.wire import (
     AlignRequest,
     ClassifyRequest,
@@ -71,10 +71,10 @@ async def rewritten(
         except InputError as error:
             raise refuse(f"{error.what} ({error.why})", "target_language") from None
         told.setdefault(language, []).append((number, text))
-    for language, some in told.items():
+    for place, (language, some) in enumerate(told.items()):
         tokenizer = run.tokenizer.for_language(language)
         rounds = _rounds(hosted, tokenizer, [text for _, text in some], language, settings)
-        answers = await _driven(service, hosted, tokenizer, rounds, counted, key)
+        answers = await _driven(service, hosted, tokenizer, rounds, counted, key, taken_on=place > 0)
         for (number, _), one in zip(some, answers, strict=True):
             found[number] = one
     return [one for one in found if one is not None], counted
@@ -93,9 +93,19 @@ def _rounds(
 
 
 async def _driven(
-    service: Service, hosted: Hosted, tokenizer: Tokenizer, rounds: Rounds, counted: Counted, key: str
+    service: Service,
+    hosted: Hosted,
+    tokenizer: Tokenizer,
+    rounds: Rounds,
+    counted: Counted,
+    key: str,
+    *,
+    taken_on: bool,
 ) -> list[Written]:
-    """Cutting into sentences and tokens is done elsewhere, writing in the engine."""
+    """Cutting into sentences and tokens is done elsewhere, writing in the engine.
+
+    A call that was taken on waits where the queue is full; one that begins is refused.
+    """
 
     def advanced(written: list[list[Completion]] | None) -> tuple[Asked, list[list[int]]] | list[Written]:
         try:
@@ -110,7 +120,8 @@ async def _driven(
         if isinstance(step, list):
             return step
         asked, sources = step
-        written = await write_sources(hosted, tokenizer, asked, sources, key)
+        written = await write_sources(hosted, tokenizer, asked, sources, key, taken_on=taken_on)
+        taken_on = True
         counted.prompt_tokens += sum(map(len, sources))
         counted.completion_tokens += sum(len(completion.ids) for best in written for completion in best)
         counted.cut_short = counted.cut_short or any(best[0].finish_reason == "length" for best in written)
@@ -265,15 +276,16 @@ async def tokenize(service: Service, request: Request, asked: TokenizeRequest) -
     tokenizer = hosted.tokenizer
     if tokenizer is None:
         raise ApiError(400, f"the model {hosted.id} reads words, not tokens", code="wrong_task", param="model")
-    ids = await service.prepared(lambda: _ids(hosted, tokenizer, asked))
-    known = tokenizer.vocab_size
-    texts = [tokenizer.token_bytes(i).decode("utf-8", "replace") if i < known else "" for i in ids]
-    return answer(
-        {
-            "count": len(ids), "max_model_len": hosted.context, "tokens": ids,
-            "token_strs": texts if asked.return_token_strs else None,
-        }
-    )  # fmt: skip
+    body = await service.prepared(lambda: as_json(_tokenized(hosted, tokenizer, asked)))
+    return Response(body, media_type="application/json")
+
+
+def _tokenized(hosted: Hosted, tokenizer: Tokenizer, asked: TokenizeRequest) -> dict[str, Any]:
+    ids, known = _ids(hosted, tokenizer, asked), tokenizer.vocab_size
+    texts = None
+    if asked.return_token_strs:
+        texts = [tokenizer.token_bytes(i).decode("utf-8", "replace") if i < known else "" for i in ids]
+    return {"count": len(ids), "max_model_len": hosted.context, "tokens": ids, "token_strs": texts}
 
 
 def _ids(hosted: Hosted, tokenizer: Tokenizer, asked: TokenizeRequest) -> list[int]:

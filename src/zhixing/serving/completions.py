@@ -45,6 +45,12 @@ LEAST_LOGPROB = -9999.0  # JSON has no infinity; OpenAI's servers say this
 def settings_of(asked: Sampling, most: int, eos_ids: tuple[int, ...], logprobs: int | None) -> DecodingSettings:
     """DecodingSettings of a request; as OpenAI has it, a temperature of 1 where none is given."""
     beams = asked.num_beams or 1
+    if beams > 1:
+        drawn = {"temperature": asked.temperature, "top_k": max(0, asked.top_k or 0), "min_p": asked.min_p,
+                 "top_p": _or(asked.top_p, 1.0) < 1}  # fmt: skip
+        for name, given in drawn.items():
+            if given:
+                raise refuse("beams search for the likeliest, nothing is drawn; leave it or num_beams out", name)
     settings = DecodingSettings(
         max_new_tokens=most,
         min_new_tokens=min(asked.min_tokens, most),
@@ -389,6 +395,10 @@ async def _chat_rewriting(
     service: Service, request: Request, hosted: Hosted, asked: ChatRequest, text: str
 ) -> Response:
     _only_one(asked, hosted.task)
+    for name, given in {"min_p": asked.min_p, "min_tokens": asked.min_tokens,
+                        "repetition_penalty": _or(asked.repetition_penalty, 1.0) != 1}.items():  # fmt: skip
+        if given:
+            raise refuse(f"a model for {hosted.task} takes no {name} here", name)
     temperature = asked.temperature or 0.0
     if temperature > 0 and (asked.num_beams or 1) > 1:
         raise refuse("beams search for the likeliest, a temperature samples; leave one out", "num_beams")

@@ -147,7 +147,7 @@ class Guard:
             code = CLIENT_LEFT
             self.state.counts.left += 1
         except Exception as error:
-            problem = as_api_error(error)
+            problem = as_api_error(error, stopping=self.state.draining)
             if problem.status == 500:
                 self._log.failure(note.request_id, error)
             if not answer.started:
@@ -179,7 +179,11 @@ class Guard:
             message = "the Host header names no host of this server; start it with --allow-host NAME"
             raise ApiError(403, message, code="host_not_allowed")
         for origin in headers.get(b"origin", []):
-            if not self._hosts.allow(urlsplit(origin.decode("latin-1")).netloc):
+            try:
+                named = urlsplit(origin.decode("latin-1")).netloc
+            except ValueError:  # http://[
+                named = ""
+            if not named or not self._hosts.allow(named):
                 raise ApiError(403, "no page of another origin may use this server", code="origin_not_allowed")
         path, method = scope["path"], scope["method"]
         open_ = path in OPEN or (method in ("GET", "HEAD") and (path == "/" or path.startswith(PAGE)))
@@ -255,8 +259,10 @@ class Guard:
             await asyncio.wait({work, watcher}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 work.result()
-            elif watcher.done():
+            elif watcher.done() and not answer.ended:
                 raise _LeftError
+            elif watcher.done():  # all was sent, and the connection closed before the route had put its file away
+                await asyncio.wait_for(work, self._limits.write_seconds)
             else:
                 raise TimeoutError
         finally:
@@ -277,7 +283,7 @@ class _Answer:
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send, self._id = send, request_id
-        self.started = False
+        self.started = self.ended = False
         self.code: int | None = None
 
     async def send(self, message: Message) -> None:
@@ -289,6 +295,7 @@ class _Answer:
                 own[b"cache-control"] = b"no-store"
             message["headers"] = [*message.get("headers", []), *own.items()]
         await self._send(message)
+        self.ended = message["type"] == "http.response.body" and not message.get("more_body", False)
 
 
 async def send_error(answer: _Answer, problem: ApiError) -> None:

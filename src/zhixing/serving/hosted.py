@@ -182,6 +182,7 @@ class Hosted:
             "id": self.id, "object": "model", "created": self.created, "owned_by": "zhixing", "task": self.task,
             "max_model_len": self.context, "labels": labels, "target_languages": languages,
             "attention_layers": self.attention_layers,
+            "reads_apart": self.model is not None and as_reader(self.model) is not None,
         }  # fmt: skip
 
     def needs(self, *tasks: Task) -> None:

@@ -70,11 +70,18 @@ class Library:
         path = self._inside(name)
         if path is None:
             raise ApiError(404, "there is no such folder in the server's root", code="model_not_found", param="model")
-        return self.add(name, path)
+        try:
+            return self.add(name, path)
+        except InputError as error:  # without the rest of it, which names the folder
+            message = f"the folder cannot be served: {error.what}"
+            raise ApiError(400, message, code="invalid_value", param="model") from error
 
     def unload(self, name: str) -> None:
         """Nobody finds it from now on; what it has begun is ended, and what takes too long cut off."""
         hosted = self.get(name)
+        if self._inside(name) is None or hosted.path.resolve() != (self.root or hosted.path) / name:
+            message = "the model was named when the server was started, and is not of its root; it stays"
+            raise ApiError(403, message, code="not_of_root", param="model")
         with self._lock:
             if self._models.get(name) is not hosted:
                 raise ApiError(404, "there is no such model", code="model_not_found", param="model")

@@ -59,8 +59,8 @@ def too_long(tokens: int, room: int, param: str) -> ApiError:
     )
 
 
-def as_api_error(error: Exception) -> ApiError:
-    """What a client is told of whatever ended its request."""
+def as_api_error(error: Exception, *, stopping: bool) -> ApiError:
+    """What a client is told of whatever ended its request; stopping: whether the server, or only a model, ends."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InputError):  # without `where`, which may hold a text or a path
@@ -76,10 +76,8 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, TimedOutError | TimeoutError):
         message = "the request took longer than it may take; ask for fewer tokens or send less text"
         return ApiError(504, message, code="timeout")
-    if isinstance(error, DrainingError):
-        return draining()
-    if isinstance(error, RequestCancelledError):
-        return ApiError(503, "the model was unloaded meanwhile", code="unavailable")
+    if isinstance(error, DrainingError | RequestCancelledError):
+        return draining() if stopping else ApiError(503, "the model was unloaded meanwhile", code="unavailable")
     message = "the server could not do this; its log says more under the request's id"
     return ApiError(500, message, code="internal_error")
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+import threading
 import time
 from asyncio import TimerHandle, Transport
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,6 +36,7 @@ from zhixing.serving.problems import ApiError
 from zhixing.serving.service import Service, as_json
 from zhixing.serving.trainings import Trainings
 
+LAST_WORDS_SECONDS = 1.0  # for clients to be told that they were cut off
 HEAD_SECONDS = 15.0  # for a connection to say what it wants
 KEEP_ALIVE_SECONDS = 30
 BACKLOG = 2048
@@ -109,10 +111,17 @@ class DrainingServer(uvicorn.Server):
     """It says when it has begun, and stops when what was accepted has ended, or after drain_seconds."""
 
     def __init__(
-        self, config: uvicorn.Config, state: State, limits: ServerLimits, log: Log, begun: Callable[[], object]
+        self,
+        config: uvicorn.Config,
+        state: State,
+        limits: ServerLimits,
+        log: Log,
+        begun: Callable[[], object],
+        cut_off: Callable[[], object],
     ) -> None:
         super().__init__(config)
-        self._state, self._limits, self._log, self._begun = state, limits, log, begun
+        self._state, self._limits, self._log, self._begun, self._cut_off = state, limits, log, begun, cut_off
+        self._cut: float | None = None  # when the engines were told to leave off
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -126,8 +135,12 @@ class DrainingServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         began = self._state.draining_since
         if began is not None:
-            late = time.monotonic() - began > self._limits.drain_seconds
-            if late or not self._state.in_flight:
+            now = time.monotonic()
+            if self._cut is None and self._state.in_flight and now - began > self._limits.drain_seconds:
+                self._cut = now  # each client is told so, before its connection ends
+                self._log.write("leaving off", {"cut_off": self._state.in_flight})
+                threading.Thread(target=self._cut_off, name="zhixing-cut-off", daemon=True).start()
+            if not self._state.in_flight or (self._cut is not None and now - self._cut > LAST_WORDS_SECONDS):
                 self._log.write("stopping", {"cut_off": self._state.in_flight})
                 return True
         return await super().on_tick(counter)
@@ -221,6 +234,9 @@ def serve(
     if not runs and root is None and trainings is None:
         raise InputError("there is nothing to serve", mend="zhixing serve RUN, or --root FOLDER, or --runs FOLDER")
     limits.engine.check()
+    if len(keys) > 1 and limits.engine.most_waiting_of_key is None:  # one alone must not take every place
+        own = max(1, limits.engine.most_waiting // 2)
+        limits = replace(limits, engine=replace(limits.engine, most_waiting_of_key=own))
     with listening(host, port) as sock:
         library = Library(limits, threads=engine_threads(), root=root)
         state = State()
@@ -233,7 +249,7 @@ def serve(
             _quiet(log)
             sys.setswitchinterval(SWITCH_SECONDS)
             running = Running(_url(sock), library, state.drain)
-            server = DrainingServer(uvicorn_config(guard), state, limits, log, lambda: ready(running))
+            server = DrainingServer(uvicorn_config(guard), state, limits, log, lambda: ready(running), library.close)
             server.run(sockets=[sock])
         finally:
             service.close()

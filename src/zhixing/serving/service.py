@@ -15,12 +15,11 @@ from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from zhixing.decoding.ticket import RequestCancelledError
 from zhixing.serving.guard import NOTE, Note, State
 from zhixing.serving.hosted import Hosted
 from zhixing.serving.library import Library
 from zhixing.serving.limits import ServerLimits
-from zhixing.serving.problems import ApiError, as_api_error, draining
+from zhixing.serving.problems import ApiError, as_api_error
 from zhixing.serving.trainings import Trainings
 
 PREPARING = 2  # threads: a text that takes long to cut into tokens leaves one for the others
@@ -120,9 +119,7 @@ class EventStream(Response):
                     await send(_event(as_json(value)))
                 await send(_event(b"[DONE]"))
             except Exception as error:
-                problem = as_api_error(error)
-                if isinstance(error, RequestCancelledError) and self._state.draining:
-                    problem = draining()
+                problem = as_api_error(error, stopping=self._state.draining)
                 await send(_event(as_json(problem.to_dict())))
                 if problem.status == 500:
                     await send({"type": "http.response.body", "body": b""})

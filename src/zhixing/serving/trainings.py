@@ -6,13 +6,17 @@ passed on, and names of letters and digits: a run's files may say anything. Noth
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import tomllib
+from collections import OrderedDict
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, BinaryIO
 
 from zhixing.evaluation.records import number
 from zhixing.files import MANIFEST
@@ -22,6 +26,7 @@ from zhixing.serving.problems import ApiError
 from zhixing.training.runlock import LOCK, is_training
 
 RECIPE, METRICS = "recipe.toml", "metrics.jsonl"
+BEFORE = "pretraining"  # a folder of a run that learns something else first, with measurements of its own
 TAIL = 32 << 10  # bytes at the end of the measurements, by which the speed is told
 MOST_RECIPE = 1 << 20
 KEPT = 1024  # files whose numbers are remembered until they change
@@ -34,6 +39,8 @@ class Trainings:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = None if folder is None else folder.resolve()
+        self._lock = Lock()
+        self._places: OrderedDict[tuple[str, str, int], int] = OrderedDict()  # run, version, line -> its byte
 
     def listed(self) -> list[dict[str, Any]]:
         """Where each run stands: those that train first, then the newest."""
@@ -52,25 +59,47 @@ class Trainings:
         path = self._inside(name)
         if path is None:
             raise ApiError(404, "there is no such run in the server's folder", code="run_not_found", param="run")
-        version, data = "", b""
-        if (metrics := _file(path, METRICS)) is not None:
+        nothing: tuple[str, int, list[bytes], bool] = ("", 0, [], False)
+        version, last, lines, more = nothing
+        if (metrics := _metrics(path)) is not None:
             try:
                 with metrics.open("rb") as file:
-                    known = os.fstat(file.fileno())
-                    version = f"{known.st_dev:x}-{known.st_ino:x}"  # a file that is written anew is another one
-                    if known.st_size > MOST_METRICS:
-                        message = f"the run's metrics.jsonl has more than {MOST_METRICS >> 20} MiB"
-                        raise ApiError(400, message, code="too_many_lines", param="run")
-                    data = file.read(MOST_METRICS)
+                    version = _version(file)
+                    last, lines, more = self._read(file, name, version, start)
             except OSError:
-                version = ""
-        lines = data.split(b"\n")[:-1]  # behind the last end of a line stands what is being written
-        last = min(start + MOST_LINES, len(lines))
-        numbers = [entry for line in lines[start:last] if (entry := _numbers(line))]
+                version, last, lines, more = nothing
+        numbers = [entry for line in lines if (entry := _numbers(line))]
         return {
             "object": "training.lines", "training": self._card(path), "version": version, "start": start,
-            "next": last, "more": last < len(lines), "lines": numbers,
+            "next": last, "more": more, "lines": numbers,
         }  # fmt: skip
+
+    def _read(self, file: BinaryIO, name: str, version: str, start: int) -> tuple[int, list[bytes], bool]:
+        """The number of the line behind the last one, the lines from `start` on, whether there are more.
+
+        Where the last answer ended is remembered: who asks for what is new costs no reading of what is old.
+        """
+        if (size := os.fstat(file.fileno()).st_size) > MOST_METRICS:
+            message = f"the run's metrics.jsonl has more than {MOST_METRICS >> 20} MiB"
+            raise ApiError(400, message, code="too_many_lines", param="run")
+        with self._lock:
+            place = self._places.get((name, version, start), -1)
+        if not 0 <= place <= size:
+            file.seek(0)
+            skipped = [len(line) for line in islice(file, start) if line.endswith(b"\n")]
+            if len(skipped) < start:
+                return len(skipped), [], False
+            place = sum(skipped)
+        file.seek(place)
+        lines = [line for line in islice(file, MOST_LINES + 1) if line.endswith(b"\n")]  # the last may be being written
+        more = len(lines) > MOST_LINES
+        lines = lines[:MOST_LINES]
+        last = start + len(lines)
+        with self._lock:
+            self._places[name, version, last] = place + sum(map(len, lines))
+            while len(self._places) > KEPT:
+                self._places.popitem(last=False)
+        return last, lines, more
 
     def _inside(self, name: str) -> Path | None:
         """The run of this name; None where there is none, or it leads out of the folder."""
@@ -86,7 +115,8 @@ class Trainings:
     def _card(self, path: Path) -> dict[str, Any]:
         trains = _file(path, LOCK) is not None and is_training(path)
         done = not trains and _file(path, MANIFEST) is not None  # written last, and taken away first
-        steps, progress = _known(path, RECIPE, _max_steps), _known(path, METRICS, _progress) or {}
+        progress = _known(_metrics(path), _progress) or {}
+        steps = progress.get("steps") or _known(_file(path, RECIPE), _max_steps)
         step, pace = progress.get("step"), progress.get("pace")
         left = None if not trains or None in (step, steps, pace) else number(max(0.0, (steps - step) * pace))
         return {
@@ -102,15 +132,33 @@ def _file(folder: Path, name: str) -> Path | None:
     return path if path.is_file() and path.resolve().parent == folder.resolve() else None
 
 
+def _metrics(path: Path) -> Path | None:
+    """The run's measurements; those of what it learns first, as long as there are no others."""
+    found = _file(path, METRICS)
+    before = path / BEFORE
+    if found is None and before.is_dir() and before.resolve().parent == path.resolve():
+        return _file(before, METRICS)
+    return found
+
+
+def _version(file: BinaryIO) -> str:
+    """Tells a file from one that was written anew: by its number, which may come back, and its first line's time."""
+    known, first = os.fstat(file.fileno()), file.readline()
+    mark = hashlib.sha256(first).hexdigest()[:12] if first.endswith(b"\n") else "new"
+    return f"{known.st_dev:x}-{known.st_ino:x}-{mark}"
+
+
 def _updated(path: Path) -> float:
-    """When the run last wrote something; seconds."""
-    found = [file.stat().st_mtime for name in (METRICS, RECIPE, LOCK, MANIFEST) if (file := _file(path, name))]
-    return max(found, default=0.0)
+    """When the run last wrote something; seconds. 0: it is gone."""
+    try:
+        files = [_metrics(path), *(_file(path, name) for name in (RECIPE, LOCK, MANIFEST))]
+        return max((file.stat().st_mtime for file in files if file), default=0.0)
+    except OSError:
+        return 0.0
 
 
-def _known(folder: Path, name: str, read: Any) -> Any:
+def _known(path: Path | None, read: Any) -> Any:
     """What `read` makes of a file, read again when it has changed; None where it is not there or cannot be read."""
-    path = _file(folder, name)
     if path is None:
         return None
     try:
@@ -139,6 +187,9 @@ def _progress(path: Path, changed: int, size: int) -> dict[str, float]:
     steps = [entry["step"] for entry in entries if 0 <= entry.get("step", -1) < 2**53]
     timed = [(e["step"], e["seconds"]) for e in entries if e.get("step", 0) >= 1 and e.get("seconds", -1) >= 0]
     found: dict[str, float] = {"step": int(steps[-1])} if steps else {}
+    planned = [entry["max_steps"] for entry in entries if 0 < entry.get("max_steps", 0) < 2**53]
+    if planned:
+        found["steps"] = int(planned[-1])
     if timed:
         (first, began), (last, ended) = timed[0], timed[-1]
         found["seconds"] = ended

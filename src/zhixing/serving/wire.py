@@ -28,7 +28,7 @@ ModelId = Annotated[str, Field(pattern=ID_PATTERN, description="An id of /v1/mod
 Text = Annotated[str, Field(max_length=MOST_CHARACTERS)]
 TextToRead = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
 Id = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Ids = Annotated[list[Id], Field(min_length=1, max_length=MOST_NEW_TOKENS)]
+Ids = Annotated[list[Id], Field(min_length=1, max_length=MOST_NEW_TOKENS, fail_fast=True)]
 Tokens = Annotated[int, Field(ge=1, le=MOST_NEW_TOKENS)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]

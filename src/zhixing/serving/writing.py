@@ -191,10 +191,13 @@ def _tokens(row: int, completion: Completion) -> tuple[Token, ...]:
     )
 
 
-async def in_windows(submit: Callable[[Item], Awaitable[Result]], items: Sequence[Item]) -> list[Result]:
+async def in_windows(
+    submit: Callable[[Item], Awaitable[Result]], items: Sequence[Item], *, taken_on: bool = False
+) -> list[Result]:
     """The results of many submissions, of which WINDOW at most stand in the queue at once.
 
-    If there is no place for the first, QueueFullError; a later one then waits, as its call has been taken on.
+    If there is no place for the first, QueueFullError; a later one then waits, as its call has been taken on. So does
+    the first where that is said.
     """
     found: dict[int, Result] = {}
     going: dict[asyncio.Future[Result], int] = {}
@@ -205,7 +208,7 @@ async def in_windows(submit: Callable[[Item], Awaitable[Result]], items: Sequenc
                 try:
                     going[asyncio.ensure_future(submit(items[begun]))] = begun
                 except QueueFullError:
-                    if begun == 0:
+                    if begun == 0 and not taken_on:
                         raise
                     break
                 begun += 1
@@ -222,7 +225,13 @@ async def in_windows(submit: Callable[[Item], Awaitable[Result]], items: Sequenc
 
 
 async def write_sources(
-    hosted: Hosted, tokenizer: Tokenizer, asked: Asked, sources: Sequence[list[int]], key: str
+    hosted: Hosted,
+    tokenizer: Tokenizer,
+    asked: Asked,
+    sources: Sequence[list[int]],
+    key: str,
+    *,
+    taken_on: bool = False,
 ) -> list[list[Completion]]:
     """The asked.settings.n texts for each source, best first, as `write_each` gives them: sources are ids without ends.
 
@@ -237,14 +246,14 @@ async def write_sources(
         if limited.num_beams > 1:
             search = hosted.engine.search(read, limited, key=key)
             task = asyncio.ensure_future(_searched(search, tokenizer, limited))
-            task.add_done_callback(lambda _: search.cancel())  # also where it was cancelled before it began
+            task.add_done_callback(lambda _: None if search.done() else search.cancel())
             return task
         ticket = hosted.engine.submit(Request(read, limited, key))
         task = asyncio.ensure_future(_written(ticket, tokenizer, limited, in_order=sampled))
         task.add_done_callback(lambda _: None if ticket.ended else ticket.cancel())
         return task
 
-    return await in_windows(submit, sources)
+    return await in_windows(submit, sources, taken_on=taken_on)
 
 
 async def _searched(

@@ -18,10 +18,10 @@ last. Whatever else is met is a problem, counted by its kind and named by its li
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast
 
 from zhixing.errors import InputError
 from zhixing.progress import Progress, say
@@ -37,7 +37,6 @@ ROLES: dict[str, Role] = {  # as files write them
     "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant",
 }  # fmt: skip
 Problem = Literal["unknown_role", "wrong_order", "empty_content", "no_reply"]
-PROBLEMS: tuple[Problem, ...] = ("unknown_role", "wrong_order", "empty_content", "no_reply")
 FORMATS = ("messages", "conversations", "instruction", "prompt")  # the key that tells one
 
 
@@ -62,6 +61,11 @@ class Conversation:
     messages: tuple[Message, ...]
     group: str = ""
     measured: tuple[int, ...] | None = None
+
+    @property
+    def said(self) -> tuple[Message, ...]:
+        """What makes two conversations the same."""
+        return self.messages
 
 
 @dataclass(frozen=True)
@@ -92,23 +96,39 @@ class ConversationCounts:
     bad_places: list[str] = field(default_factory=list)
 
 
+class Said(Protocol):
+    """What was said by two sides, in whatever form."""
+
+    @property
+    def said(self) -> object: ...
+
+
+ItemT = TypeVar("ItemT", bound=Said)
+
+
 @dataclass(frozen=True)
-class Conversations:
-    """Conversations in the order of their source; `places` says where each one stands."""
+class Items(Generic[ItemT]):
+    """What a source holds, in its order."""
 
     name: str
-    items: list[Conversation]
-    places: list[str]
-    counts: ConversationCounts
+    items: list[ItemT]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __iter__(self) -> Iterator[Conversation]:
+    def __iter__(self) -> Iterator[ItemT]:
         return iter(self.items)
 
-    def __getitem__(self, index: int) -> Conversation:
+    def __getitem__(self, index: int) -> ItemT:
         return self.items[index]
+
+
+@dataclass(frozen=True)
+class Conversations(Items[Conversation]):
+    """Conversations in the order of their source; `places` says where each one stands."""
+
+    places: list[str]
+    counts: ConversationCounts
 
     def pick(self, indices: Iterable[int]) -> Conversations:
         """Those of these indices, in this order."""
@@ -195,64 +215,82 @@ def read_conversations(
 
     InputError: a line that is wrong where on_bad_record is "fail", files of another kind, nothing left.
     """
-    s = settings or DataSettings()
-    counts = ConversationCounts()
-    kept: list[Conversation] = []
+    s, counts = settings or DataSettings(), ConversationCounts()
+    rows = message_rows(source, s, ("prompt", "completion"))
+    kept, places = kept_items(
+        source, rows, lambda row: _conversation(row, s), counts, PROBLEMS, s, "conversation", quarantine
+    )
+    return Conversations(source, kept, places, counts)
+
+
+def kept_items(
+    source: str,
+    rows: Iterable[Row | Bad],
+    make: Callable[[Row], ItemT],
+    counts: ConversationCounts,
+    problems: Mapping[str, str],
+    s: DataSettings,
+    thing: str,
+    quarantine: Path | None,
+) -> tuple[list[ItemT], list[str]]:
+    """What `make` finds in rows and where it stands, each once; the others are counted by their kind.
+
+    problems: of each kind what its error says. All is told to the person watching.
+
+    InputError: a row that is wrong where on_bad_record is "fail", nothing left.
+    """
+    kept: list[ItemT] = []
     places: list[str] = []
-    seen: set[tuple[Message, ...]] = set()
+    seen: set[object] = set()
+    kinds = {text: kind for kind, text in problems.items()}
     with (
         readers.Quarantine(quarantine or Path("quarantine.jsonl")) as aside,
-        Progress(f"reading {source}", None, "conversations") as progress,
+        Progress(f"reading {source}", None, f"{thing}s") as progress,
     ):
-        for row in message_rows(source, s, ("prompt", "completion")):
+        for row in rows:
             try:
-                item = row if isinstance(row, Bad) else _conversation(row, s, counts)
+                item = row if isinstance(row, Bad) else make(row)
             except InputError as error:
                 assert not isinstance(row, Bad)
                 item = row.bad(error)
             if isinstance(item, Bad):
                 if s.on_bad_record == "fail":
                     raise item.error
-                if isinstance(row, Bad) or not _of_a_kind(item.error):
-                    counts.bad_records += 1
+                kind = kinds.get(item.error.what, "bad_records")
+                setattr(counts, kind, getattr(counts, kind) + 1)
                 if len(counts.bad_places) < readers.PLACES_KEPT:
                     counts.bad_places.append(f"{item.error.where}: {item.error.what}")
                 if s.on_bad_record == "quarantine":
                     aside.add(item)
                 continue
-            assert not isinstance(row, Bad)
+            assert isinstance(row, Row)
             counts.read += 1
-            if item.messages in seen and s.duplicates != "keep":
+            if item.said in seen and s.duplicates != "keep":
                 counts.repeated += 1
                 continue
-            seen.add(item.messages)
+            seen.add(item.said)
             kept.append(item)
             places.append(row.where)
             progress.update(counts.read)
     counts.kept = len(kept)
-    told = [(name.replace("_", " "), number) for name in ("repeated", *PROBLEMS, "bad_records")
-            if (number := getattr(counts, name))]  # fmt: skip
-    shown = ", ".join(f"{name} {number:,}" for name, number in told)
+    told = [(kind.replace("_", " "), number) for kind in ("repeated", *problems, "bad_records")
+            if (number := getattr(counts, kind))]  # fmt: skip
+    shown = ", ".join(f"{kind} {number:,}" for kind, number in told)
     if not kept:
-        raise InputError(f"no conversation is left of {source!r}", why=shown or "it holds none")
+        raise InputError(f"no {thing} is left of {source!r}", why=shown or "it holds none")
     if told:
-        say(f"{source}: {len(kept):,} conversations are kept; left out: {shown}")
+        say(f"{source}: {len(kept):,} {thing}s are kept; left out: {shown}")
     for place in counts.bad_places:
         say(f"  {place}")
-    return Conversations(source, kept, places, counts)
+    return kept, places
 
 
-PROBLEM_TEXTS: dict[Problem, str] = {
+PROBLEMS: dict[str, str] = {  # by Problem
     "unknown_role": "a message is of nobody known",
     "wrong_order": "the messages do not take turns",
     "empty_content": "a message is empty",
     "no_reply": "the conversation has no reply at its end",
 }
-
-
-def _of_a_kind(error: InputError) -> bool:
-    """Whether the error is one of messages, which is counted by its kind."""
-    return error.what in PROBLEM_TEXTS.values()
 
 
 def clean_message(text: str, s: DataSettings) -> str:
@@ -261,20 +299,27 @@ def clean_message(text: str, s: DataSettings) -> str:
     return cleaning.remove_controls(text)[0].strip()
 
 
-def _conversation(row: Row, s: DataSettings, counts: ConversationCounts) -> Conversation:
+def _conversation(row: Row, s: DataSettings) -> Conversation:
     messages = _messages_of(row)
     refuse_half_characters(messages, row.where)
     try:
         found = checked_messages(messages, lambda text: clean_message(text, s))
     except MessageError as problem:
-        setattr(counts, problem.kind, getattr(counts, problem.kind) + 1)
-        what, mend = PROBLEM_TEXTS[problem.kind], readers.MEND_SKIP
+        what, mend = PROBLEMS[problem.kind], readers.MEND_SKIP
         raise InputError(what, where=row.where, why=str(problem), mend=mend) from None
-    group, given = row.values.get("group"), row.values.get("measured")
+    given = row.values.get("measured")
     measured: tuple[int, ...] | None = None
     if isinstance(given, list) and all(type(n) is int for n in given):
         measured = tuple(given)
-    return Conversation(tuple(found), "" if group is None else str(group), measured)
+    return Conversation(tuple(found), group_of(row), measured)
+
+
+def group_of(row: Row) -> str:
+    """The group that a line names, or ""; InputError where it holds a lone surrogate."""
+    group = row.values.get("group")
+    text = "" if group is None else str(group)
+    _refuse_surrogates(text, row.where, "the group")
+    return text
 
 
 def refuse_half_characters(messages: Iterable[Any], where: str) -> None:
@@ -285,12 +330,12 @@ def refuse_half_characters(messages: Iterable[Any], where: str) -> None:
             _refuse_surrogates(text, where)
 
 
-def _refuse_surrogates(text: str, where: str) -> None:
+def _refuse_surrogates(text: str, where: str, what: str = "a message") -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         why = f"a lone surrogate U+{ord(text[error.start]):04X}"
-        raise InputError("a message holds half a character", where=where, why=why, mend=readers.MEND_SKIP) from None
+        raise InputError(f"{what} holds half a character", where=where, why=why, mend=readers.MEND_SKIP) from None
 
 
 def _messages_of(row: Row) -> list[Any]:
@@ -519,7 +564,7 @@ def as_messages(given: Any) -> list[Message]:
         found = checked_messages(items, lambda text: readers.unix(text).strip(), to_answer=True)
     except MessageError as problem:
         mend = "system first if at all, then user and assistant in turn, the user last"
-        raise InputError(PROBLEM_TEXTS[problem.kind], why=str(problem), mend=mend) from None
+        raise InputError(PROBLEMS[problem.kind], why=str(problem), mend=mend) from None
     for number, message in enumerate(found, 1):
         _refuse_surrogates(message.content, f"message {number}")
     return found

@@ -23,38 +23,47 @@ What cannot be used is a problem, counted by its kind and named by its line; dat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from zhixing.errors import InputError
-from zhixing.progress import Progress, say
+from zhixing.progress import say
 from zhixing.recipe import DataSettings
 from zhixing.text import catalogue, readers
 from zhixing.text.conversations import (
-    PROBLEM_TEXTS,
+    PROBLEMS,
     Conversation,
     ConversationCounts,
     Conversations,
+    Items,
     Message,
     MessageError,
     checked_messages,
     clean_message,
     drawn_units,
     exchanges,
+    group_of,
+    kept_items,
     message_rows,
     read_conversations,
     refuse_half_characters,
 )
-from zhixing.text.readers import Bad, Row
+from zhixing.text.readers import Row
 
 COLUMNS = ("prompt", "chosen", "rejected")
+DRAWS = 64  # of another reply, before all are looked at
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
-PROBLEMS: dict[str, str] = {str(kind): text for kind, text in PROBLEM_TEXTS.items()}
-PROBLEMS |= {"no_reply": "a side does not end as it should", "same_reply": "both replies are the same"}
+PREFERENCE_PROBLEMS: dict[str, str] = {
+    **PROBLEMS,
+    "no_reply": "a side does not end as it should",
+    "same_reply": "both replies are the same",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,11 @@ class Preference:
     group: str = ""
     reference: tuple[float, float] | None = None
 
+    @property
+    def said(self) -> tuple[tuple[Message, ...], ...]:
+        """What makes two preferences the same."""
+        return self.prompt, self.chosen, self.rejected
+
     def to_dict(self) -> dict[str, Any]:
         """As a line of jsonl that is read again."""
         row: dict[str, Any] = {name: [m.to_dict() for m in getattr(self, name)] for name in COLUMNS}
@@ -76,37 +90,17 @@ class Preference:
 
 
 @dataclass
-class PreferenceCounts:
+class PreferenceCounts(ConversationCounts):
     """What reading met. `read` is all that could be used; the others are those left out, by the first reason."""
 
-    read: int = 0
-    kept: int = 0
-    repeated: int = 0
-    unknown_role: int = 0
-    wrong_order: int = 0
-    empty_content: int = 0
-    no_reply: int = 0
     same_reply: int = 0
-    bad_records: int = 0  # lines that hold no preference at all
-    bad_places: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Preferences:
+class Preferences(Items[Preference]):
     """Preferences in the order of their source."""
 
-    name: str
-    items: list[Preference]
     counts: PreferenceCounts
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Preference]:
-        return iter(self.items)
-
-    def __getitem__(self, index: int) -> Preference:
-        return self.items[index]
 
     def pick(self, indices: Iterable[int]) -> Preferences:
         """Those of these indices, in this order."""
@@ -116,7 +110,7 @@ class Preferences:
         """SHA-256 over what was said, by whom, and what is preferred."""
         digest = hashlib.sha256()
         for item in self.items:
-            for side in (item.prompt, item.chosen, item.rejected):
+            for side in item.said:
                 digest.update("\0".join(part for m in side for part in (m.role, m.content)).encode() + b"\n")
         return digest.hexdigest()
 
@@ -146,47 +140,10 @@ def read_preferences(
         found = against_others(read_conversations(source, s, quarantine=quarantine))
         say(f"{source}: {len(found):,} preferences are made, each reply against one to something else")
         return found
-    counts = PreferenceCounts()
-    kept: list[Preference] = []
-    seen: set[tuple[tuple[Message, ...], ...]] = set()
-    with (
-        readers.Quarantine(quarantine or Path("quarantine.jsonl")) as aside,
-        Progress(f"reading {source}", None, "preferences") as progress,
-    ):
-        for row in message_rows(source, s, COLUMNS):
-            try:
-                item = row if isinstance(row, Bad) else _preference(row, s)
-            except InputError as error:
-                assert not isinstance(row, Bad)
-                item = row.bad(error)
-            if isinstance(item, Bad):
-                if s.on_bad_record == "fail":
-                    raise item.error
-                kind = next((kind for kind, text in PROBLEMS.items() if text == item.error.what), "bad_records")
-                setattr(counts, kind, getattr(counts, kind) + 1)
-                if len(counts.bad_places) < readers.PLACES_KEPT:
-                    counts.bad_places.append(f"{item.error.where}: {item.error.what}")
-                if s.on_bad_record == "quarantine":
-                    aside.add(item)
-                continue
-            counts.read += 1
-            said = item.prompt, item.chosen, item.rejected
-            if said in seen and s.duplicates != "keep":
-                counts.repeated += 1
-                continue
-            seen.add(said)
-            kept.append(item)
-            progress.update(counts.read)
-    counts.kept = len(kept)
-    told = [(kind.replace("_", " "), number) for kind in ("repeated", *PROBLEMS, "bad_records")
-            if (number := getattr(counts, kind))]  # fmt: skip
-    shown = ", ".join(f"{kind} {number:,}" for kind, number in told)
-    if not kept:
-        raise InputError(f"no preference is left of {source!r}", why=shown or "it holds none")
-    if told:
-        say(f"{source}: {len(kept):,} preferences are kept; left out: {shown}")
-    for place in counts.bad_places:
-        say(f"  {place}")
+    counts, rows = PreferenceCounts(), message_rows(source, s, COLUMNS)
+    kept, _ = kept_items(
+        source, rows, lambda row: _preference(row, s), counts, PREFERENCE_PROBLEMS, s, "preference", quarantine
+    )
     return Preferences(source, kept, counts)
 
 
@@ -194,21 +151,25 @@ def against_others(conversations: Conversations, seed: int = 0) -> Preferences:
     """Each reply is preferred to one that was given to something else, drawn by the seed: one that differs from it.
 
     What a model learns from them is to answer to the question: log p(reply | question) alone favours what is common.
-    InputError: all replies are the same.
+    InputError: all replies, or all that they answer, are the same.
     """
     places = [(item, exchange) for item in conversations for exchange in exchanges(item)]
     said = [" ".join(exchange.reply.casefold().split()) for _, exchange in places]
-    if len(set(said)) < 2:
-        what = "preferences are made of replies that differ, and all are the same"
-        raise InputError(what, where=conversations.name, mend="give more conversations")
+    heard = [" ".join(exchange.statement.casefold().split()) for _, exchange in places]
     draw = np.random.default_rng([seed, 10])
     items = []
     for place, (item, exchange) in enumerate(places):
-        other = place
-        while said[other] == said[place]:
-            other = int(draw.integers(len(places)))
+        drawn = (int(draw.integers(len(places))) for _ in range(DRAWS))
+        other = next(
+            (i for i in chain(drawn, range(len(places))) if said[i] != said[place] and heard[i] != heard[place]), None
+        )
+        if other is None:
+            continue
         chosen, rejected = (Message("assistant", places[i][1].reply) for i in (place, other))
         items.append(Preference(exchange.before, (chosen,), (rejected,), item.group))
+    if not items:
+        what = "preferences are made of replies to different things that differ, and there are none"
+        raise InputError(what, where=conversations.name, mend="give more conversations")
     return Preferences(conversations.name, items, PreferenceCounts(read=len(items), kept=len(items)))
 
 
@@ -247,7 +208,7 @@ def _preference(row: Row, s: DataSettings) -> Preference:
         try:
             return tuple(checked_messages(messages, lambda text: clean_message(text, s), to_answer=to_answer))
         except MessageError as problem:
-            what, mend = PROBLEMS[problem.kind], readers.MEND_SKIP
+            what, mend = PREFERENCE_PROBLEMS[problem.kind], readers.MEND_SKIP
             raise InputError(what, where=row.where, why=f"{name}: {problem}", mend=mend) from None
 
     asked = checked("prompt", prompt, to_answer=True)
@@ -257,10 +218,23 @@ def _preference(row: Row, s: DataSettings) -> Preference:
     )
     if chosen == rejected:
         why = "there is nothing to prefer"
-        raise InputError(PROBLEMS["same_reply"], where=row.where, why=why, mend=readers.MEND_SKIP)
-    group, numbers = values.get("group"), [values.get(name) for name in REFERENCE]
-    reference = (float(numbers[0]), float(numbers[1])) if all(type(n) in (int, float) for n in numbers) else None  # type: ignore[arg-type]
-    return Preference(asked, chosen, rejected, "" if group is None else str(group), reference)
+        raise InputError(PREFERENCE_PROBLEMS["same_reply"], where=row.where, why=why, mend=readers.MEND_SKIP)
+    return Preference(asked, chosen, rejected, group_of(row), _reference(row))
+
+
+def _reference(row: Row) -> tuple[float, float] | None:
+    """Both log-probabilities by a reference, where a line has them. InputError: what is no finite number."""
+    given = [row.values.get(name) for name in REFERENCE]
+    if None in given:
+        return None
+    try:
+        found = [float(value) if type(value) in (int, float) else math.nan for value in given]  # type: ignore[arg-type]
+    except OverflowError:
+        found = [math.inf]
+    if not all(map(math.isfinite, found)):
+        what = f"{' and '.join(REFERENCE)} are no finite numbers"
+        raise InputError(what, where=row.where, why=str(given)[:80], mend=readers.MEND_SKIP)
+    return found[0], found[1]
 
 
 def _messages(side: Any, role: str) -> list[Any]:

@@ -254,6 +254,7 @@ def fit(
                 log.write(
                     {
                         "step": state.step,
+                        "max_steps": t.max_steps,
                         "loss": train_loss,
                         "learning_rate": factor * t.learning_rate,
                         "grad_norm": grad_norm,
@@ -387,7 +388,7 @@ class MetricsLog:
             self.broken = True
         if self.board:
             for name, value in entry.items():
-                if name != "step":
+                if name not in ("step", "max_steps"):
                     self.board.add_scalar(name, value, entry["step"])
 
     def close(self) -> None:

@@ -35,7 +35,8 @@ async function start() {
   say(about, "loading");
   try {
     const { data } = await ask("/v1/models");
-    build(data, (await ask("/v1/trainings")).watching === true);
+    const watching = await ask("/v1/trainings").then((found) => found.watching === true, () => true); // its tab says what is wrong
+    build(data, watching);
     if (hasKey()) announce(told("key_kept"));
     keyForm.hidden = !hasKey();
   } catch (error) {

@@ -6,7 +6,11 @@ import { codeBox, enterSends, examples, form, modelChoice, textField, textOf, wo
 import { number, sayAttribute, saying } from "./words.js";
 
 const PATH = "/v1/attention";
-const WRITERS = { translation: "/v1/translate", summarization: "/v1/summarize" }; // what they wrote is asked for first
+const WRITERS = { // what a model that reads apart wrote is asked for first: path, body, text of the answer
+  translation: ["/v1/translate", (asked) => asked, ({ data }) => data[0].text],
+  summarization: ["/v1/summarize", (asked) => asked, ({ data }) => data[0].text],
+  dialogue: ["/v1/chat/completions", ({ model, input }) => ({ model, messages: [{ role: "user", content: input }] }), ({ choices }) => choices[0].message.content],
+};
 const KINDS = { // heading, and what is said beside the large picture
   bidirectional: ["both_ways", "both_ways_note"], causal: ["before", "before_note"], cross: ["across", "across_note"],
 };
@@ -30,20 +34,21 @@ export function attention(models) {
     const input = textOf(source.field);
     if (place.busy()) return;
     if (input.trim() === "") return place.box.remark("blank");
-    const { id: model, task } = choice.model();
+    const { id: model, task, reads_apart: apart, attention_layers: layers } = choice.model();
     const asked = { model, input };
     if (!targets.hidden) asked.target_language = target.value;
     place.run(async (signal) => {
       const requests = [];
       const body = { ...asked };
-      if (task in WRITERS) {
-        requests.push({ path: WRITERS[task], body: asked });
+      if (apart) {
+        const [path, made, textOfAnswer] = WRITERS[task];
+        requests.push({ path, body: made(asked) });
         code.done(requests);
-        body.output = (await ask(WRITERS[task], asked, signal)).data[0].text;
+        body.output = textOfAnswer(await ask(path, made(asked), signal));
         [writing.hidden, out.hidden] = [true, false];
         if (body.output === "") return out.replaceChildren(saying("p", { class: "note" }, "empty"));
       }
-      const maps = await allMaps(body, requests, signal);
+      const maps = await allMaps(body, layers, requests, signal);
       writing.hidden = body.output === undefined;
       writing.textContent = body.output ?? "";
       out.replaceChildren(pictures(maps));
@@ -52,7 +57,7 @@ export function attention(models) {
   }
 
   /** All layers at once; where that is too much, one after another. */
-  async function allMaps(body, before, signal) {
+  async function allMaps(body, layers, before, signal) {
     code.done([...before, { path: PATH, body }]);
     try {
       return (await ask(PATH, body, signal)).maps;
@@ -60,7 +65,7 @@ export function attention(models) {
       if (error.kind !== "wide") throw error;
     }
     const found = new Map();
-    for (let layer = 0; layer < choice.model().attention_layers; layer += 1) {
+    for (let layer = 0; layer < layers; layer += 1) {
       const { maps } = await ask(PATH, { ...body, layer }, signal);
       if (layer === 0) code.done([...before, { path: PATH, body: { ...body, layer } }]);
       for (const map of maps) {

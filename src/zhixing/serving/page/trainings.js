@@ -41,9 +41,18 @@ export function trainings() {
     try {
       const { data } = await ask(PATH, undefined, control.signal);
       listed(data);
-      for (const [id, run] of chosen) await grown(id, run, control.signal);
+      let trouble = null;
+      for (const [id, run] of chosen) {
+        try {
+          await grown(id, run, control.signal);
+        } catch (error) {
+          if (!(error instanceof Trouble) || error.kind === "wrong_key") throw error;
+          trouble ??= error; // the others are still drawn
+        }
+      }
       draw();
-      box.clear();
+      if (trouble === null) box.clear();
+      else box.show(trouble, poll);
     } catch (error) {
       if (error.name !== "AbortError") box.show(error, poll);
       if (error instanceof Trouble && error.kind === "wrong_key") clearInterval(timer);
