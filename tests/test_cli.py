@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -325,6 +326,15 @@ def test_evaluate(command: Command, tiny_run: Run, tmp_path: Path, english_text:
         "accuracy",
     ]
     assert "tokens" in shown.err
+
+
+def test_a_resume_that_is_refused_changes_nothing(command: Command, tiny_run: Run, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(tiny_run.path, tmp_path / "run"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    done = command("train", str(run / "recipe.toml"), "--resume", "train.max_steps=999", "--out", str(run))
+    assert done.code == 2 and "begun with" in done.err
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "run.lock"}
+    assert after == {path: data for path, data in before.items() if path.name != "run.lock"}
 
 
 def test_show(command: Command, tiny_run: Run) -> None:

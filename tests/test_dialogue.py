@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from zhixing.files import verify_manifest
 from zhixing.models.gpt import GPT, GPTSettings
 from zhixing.recipe import parse_recipe
 from zhixing.tasks.chat_template import DEFAULT_TEMPLATE
-from zhixing.tasks.dialogue import joined_turns, reply_log_probabilities, shorter_histories, training_turns
+from zhixing.tasks.dialogue import Speaker, joined_turns, reply_log_probabilities, shorter_histories, training_turns
 from zhixing.text.conversations import Conversation, Message, read_conversations
 
 NAMES = ["anna", "ben", "carl", "dora", "emil", "fritz", "gina", "hans", "ida", "jan", "karl", "lena"]
@@ -163,6 +164,27 @@ def test_a_full_context_loses_whole_turns_and_says_so(chat: Chat, capsys: pytest
     with pytest.raises(InputError, match="the last message has"):
         chat("who " * 60)
     assert len(chat.messages) == 11
+
+
+def test_of_a_long_history_hardly_more_is_looked_at_than_fits(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [Message("user" if n % 2 == 0 else "assistant", f"is anna at rome {n}?") for n in range(201)]
+    whole = {len(said[at:]): len(chat.speaker.encode(said[at:])) for at in range(201 - 21, 201, 2)}
+    seen: list[int] = []
+    encode = Speaker.encode
+
+    def counted(speaker: Speaker, messages: Sequence[Message]) -> list[int]:
+        seen.append(len(messages))
+        return encode(speaker, messages)
+
+    monkeypatch.setattr(Speaker, "encode", counted)
+    for room in (*whole.values(), *(size + 1 for size in whole.values())):
+        monkeypatch.setattr(Speaker, "room", lambda _, __, room=room: room)
+        ids, cut = chat.speaker.fitted(said, 16)
+        most = max(count for count, size in whole.items() if size <= room)
+        assert len(ids) == whole[most] and cut == (201 - most) // 2
+        assert max(seen) <= 2 * most + 2, "what cannot fit was read"
+        assert chat.speaker.fitted(said[-most:], 16) == (ids, 0)
+        seen.clear()
 
 
 def test_histories_by_hand() -> None:
@@ -324,7 +346,9 @@ def test_a_pipe_answers_a_line_by_a_line(
     assert capsys.readouterr().out.splitlines() == ["yes, rome has anna.", "it is anna of rome.", "yes, oslo has ben."]
     (talk,) = read_conversations(str(saved))
     assert len(talk.messages) == 4
-    for text, what in (("/what\n", "there is no command /what"), ("//what\n/save", "/save needs")):
+    kept = f"is ida at york?\n/save {saved}"
+    for text, what in (("/what\n", "there is no command /what"), ("//what\n/save", "/save needs"),
+                       (kept, "is there already"), (kept.replace(str(saved), "~no-such-person/x"), "cannot be written")):  # fmt: skip
         assert piped(run, text, monkeypatch) == 2 and what in capsys.readouterr().err
 
 

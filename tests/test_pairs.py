@@ -132,6 +132,26 @@ def test_bad_records_fail_are_skipped_or_put_aside(tmp_path: Path) -> None:
     assert len(aside.read_text().splitlines()) == 3
 
 
+def test_half_a_character_is_a_bad_record(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    path = tmp_path / "a.jsonl"
+    for wrong in ({"source": "half \ud83d", "target": "b"}, {"source": "a", "target": "b", "group": "\ud800"}):
+        path.write_text(json.dumps(wrong) + '\n{"source": "the file", "target": "文件"}\n', encoding="utf-8")
+        with pytest.raises(InputError, match=r"holds half a character"):
+            read_pairs(str(path), EN_ZH)
+        found = read_pairs(str(path), replace(EN_ZH, on_bad_record="skip"))
+        assert len(found) == 1 and found.counts.bad_records == 1 and found.fingerprint()
+
+
+def test_a_named_data_set_has_its_languages() -> None:
+    from zhixing.text.pairs import PairSettings, languages_of
+
+    assert languages_of("libreoffice-help-en-zh", PairSettings()) == ("en", "zh")
+    assert languages_of("libreoffice-help-en-zh", PairSettings(target_language="en")) == ("zh", "en")
+    assert languages_of("mine.tsv", PairSettings(source_language="de")) == ("de", "")
+
+
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("running text\n")
     with pytest.raises(InputError, match="there are no pairs"):

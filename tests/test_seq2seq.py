@@ -248,7 +248,10 @@ def test_a_summarizer(tmp_path: Path, command: Callable[..., Done]) -> None:
     again = cast(Summarizer, zhixing.load(run.path))
     assert again("open the red file").text == "file"
     assert again("close the blue page " * 40).text == "page" and again.too_long == 1
+    page, lines = tmp_path / "a.html", "open the red file\nsave a small table"
     assert command("summarize", str(run.path), "save a small table").stdout == "table\n"
+    assert command("summarize", str(run.path), lines, "close the page " * 40, "--alignment", str(page)).returncode == 0
+    assert page.read_text(encoding="utf-8").count("<svg") == 1, "of both lines at once; none of what is too long"
 
 
 @pytest.mark.parametrize("family", ["t5", "lstm"])

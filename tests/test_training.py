@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -28,7 +29,7 @@ from zhixing.models.lstm import LSTM, LSTMSettings
 from zhixing.recipe import EvalSettings, TrainSettings
 from zhixing.run import demo_settings
 from zhixing.training import loop, objectives
-from zhixing.training.checkpoint import TrainingState, load_step
+from zhixing.training.checkpoint import TrainingState, checkpoint_path, load_step
 from zhixing.training.loop import Watch, fit
 from zhixing.training.objectives import linear_cross_entropy, next_token
 from zhixing.training.optimizers import Muon, make_optimizers, orthogonalise
@@ -384,6 +385,49 @@ def test_early_stopping(tmp_path: Path) -> None:
         {},
     )
     assert result.ended == "early stop" and result.step < 60 and result.best_step < result.step
+
+
+def test_told_to_stop_while_it_measures_the_last_step_it_stops(tmp_path: Path) -> None:
+    class Slow(Reversal):
+        def sequential(self, first: int, count: int) -> Rows:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().sequential(first, count)
+
+    settings, model = replace(TINY, eval_steps=6, save_steps=6), tiny_gpt()
+    parts = model, next_token(), make_optimizers(model, settings)
+    result = fit(*parts, Reversal(), Slow(), settings, EvalSettings(max_sequences=8), tmp_path, {})
+    assert (result.ended, result.step, result.exit_code) == ("signal", 6, 128 + signal.SIGTERM)
+
+
+def test_held_out_loss_is_plain() -> None:
+    model, batch = tiny_gpt(), Reversal().batch(0, 8)
+    plain, smoothed = next_token(), next_token(0.1)
+    assert smoothed(model.train(), batch)[0] != plain(model, batch)[0]
+    assert smoothed(model.eval(), batch)[0] == plain(model, batch)[0]
+
+
+def test_another_number_of_processes_goes_on_at_the_same_place(tmp_path: Path) -> None:
+    """As after two processes: the checkpoint has seen more texts than its steps make."""
+    seen: list[int] = []
+
+    class Watched(Reversal):
+        def batch(self, first: int, count: int) -> Rows:
+            seen.append(first)
+            return super().batch(first, count)
+
+    def go(steps: int, size: int, **more: bool) -> None:
+        settings, model = (
+            replace(TINY, max_steps=6, per_device_train_batch_size=size, save_steps=3, eval_steps=steps),
+            tiny_gpt(),
+        )
+        parts = model, next_token(), make_optimizers(model, settings)
+        fit(*parts, Watched(), Reversal(), settings, EvalSettings(max_sequences=8), tmp_path, {}, **more)
+
+    go(6, 16)
+    shutil.rmtree(checkpoint_path(tmp_path, 6))
+    seen.clear()
+    go(6, 8, resume=True)
+    assert seen == [48, 56, 64]
 
 
 @pytest.mark.parametrize(

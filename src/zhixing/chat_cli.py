@@ -144,9 +144,12 @@ def obey(chat: Chat, line: str) -> bool:
         if not any(message.role == "assistant" for message in chat.messages):
             raise InputError("there is nothing to save yet")
         try:
-            chat.save(Path(rest).expanduser())
-        except OSError as error:
-            raise InputError(f"{rest} cannot be written", why=error.strerror or str(error)) from None
+            path = Path(rest).expanduser()
+            if path.exists():
+                raise InputError(f"{rest} is there already", mend="take another name; nothing was written")
+            chat.save(path)
+        except (OSError, RuntimeError) as error:  # ~somebody unknown is a RuntimeError
+            raise InputError(f"{rest} cannot be written", why=getattr(error, "strerror", None) or str(error)) from None
         say(f"saved {len(chat.messages)} messages in {rest}")
     else:
         raise InputError(f"there is no command {name}", mend="/help lists them")

@@ -165,8 +165,8 @@ def train_dialogue(asked: Recipe, run_dir: Path, resume: bool, parallel: Paralle
         mend = "start it without torchrun; it uses every core by itself"
         raise InputError("conversations are learnt by one process", mend=mend)
     recipe = as_begun(asked, asked, run_dir) if resume else asked
-    (run_dir / MANIFEST).unlink(missing_ok=True)
     parts = prepare(recipe, run_dir)
+    (run_dir / MANIFEST).unlink(missing_ok=True)
     atomic_write(run_dir / "recipe.toml", recipe.to_toml())
     tokenizer = _tokenizer(recipe, parts, run_dir)
     torch.manual_seed(recipe.train.seed + 1)  # dropout's noise; initialisation has a generator of its own

@@ -90,8 +90,8 @@ def train_preference(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
         raise InputError("preferences are learnt by one process", mend=mend)
     recipe = as_begun(asked, asked, run_dir) if resume else asked
     start = _start(recipe)
-    (run_dir / MANIFEST).unlink(missing_ok=True)
     sides = prepare(recipe, run_dir)
+    (run_dir / MANIFEST).unlink(missing_ok=True)
     atomic_write(run_dir / "recipe.toml", recipe.to_toml())
     torch.manual_seed(recipe.train.seed + 1)  # dropout's noise; what LoRA begins with has a generator of its own
     generator = torch.Generator().manual_seed(recipe.train.seed)

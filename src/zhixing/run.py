@@ -196,8 +196,8 @@ def _run_dir(source: str, out: str | None, resume: bool) -> Path:
 
 def _holds_files(folder: Path) -> bool:
     """Whether there is more than what a trainer leaves that was killed before it had prepared its data."""
-    beginnings = ("run.lock", "quarantine.jsonl")
-    return folder.exists() and any(p.name not in beginnings and not p.name.startswith(".") for p in folder.iterdir())
+    beginnings = re.compile(r"run\.lock|quarantine(\d*|-test)\.jsonl|\..*")
+    return folder.exists() and any(not beginnings.fullmatch(path.name) for path in folder.iterdir())
 
 
 def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Run:
@@ -205,7 +205,6 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
     began = time.perf_counter()
     if parallel.main:
         _refuse_early(asked, run_dir)
-        (run_dir / MANIFEST).unlink(missing_ok=True)
         _prepare_data(asked, run_dir)
     parallel.barrier()
     data_facts = json.loads((run_dir / "data" / "facts.json").read_text(encoding="utf-8"))
@@ -233,6 +232,7 @@ def _train(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel) -> Ru
     compiled = parallel.any(parallel.main and compiled)  # a timing decides: the first process's, for all
     recipe = replace(recipe, train=replace(recipe.train, compile=compiled))
     if parallel.main:
+        (run_dir / MANIFEST).unlink(missing_ok=True)  # nothing is refused any more
         atomic_write(run_dir / "recipe.toml", recipe.to_toml())
         say(plan.text())
         say(precision_line(asked, bf16, compiled))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,7 @@ from zhixing.text.pairs import (
     Pairs,
     PairSettings,
     Side,
+    languages_of,
     read_directions,
     read_pairs,
     repeated_pairs,
@@ -76,7 +78,7 @@ from zhixing.training.objectives import target_given_source
 from zhixing.training.optimizers import make_optimizers
 from zhixing.training.parallel import Parallel
 from zhixing.training.plan import d_ff, expected_seconds, matmul_speed, native_bf16
-from zhixing.training.spans import CorruptedTexts
+from zhixing.training.spans import CorruptedTexts, span_counts
 
 MOST_NEW_TOKENS = 512
 LANGUAGES_SHOWN = 20
@@ -187,8 +189,8 @@ def train_seq2seq(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel
             "pairs are learnt by one process", mend="start it without torchrun; it uses every core by itself"
         )
     recipe = as_begun(asked, asked, run_dir) if resume else asked
-    (run_dir / MANIFEST).unlink(missing_ok=True)
     parts = prepare(recipe, run_dir)
+    (run_dir / MANIFEST).unlink(missing_ok=True)
     atomic_write(run_dir / "recipe.toml", recipe.to_toml())
     seed = recipe.train.seed
     tokenizer = _tokenizer(recipe, parts, run_dir)
@@ -228,8 +230,7 @@ def train_seq2seq(asked: Recipe, run_dir: Path, resume: bool, parallel: Parallel
     )
     result = take_best(model, result, run_dir)
     task: Task = "summarization" if recipe.task.kind == "summarization" else "translation"
-    d = recipe.data
-    stored = StoredSeq2Seq(model.eval(), tokenizer, task, d.source_language, d.target_language)
+    stored = StoredSeq2Seq(model.eval(), tokenizer, task, *languages_of(recipe.data.source, pair_settings(recipe)))
     run = _kind(task)(run_dir, stored, recipe.task.on_too_long)
     _finish(run, recipe, parts, sides[0], result, time.perf_counter() - began)
     return run
@@ -240,10 +241,13 @@ def _pretrain(model: Seq2Seq, tokenizer: Tokenizer, recipe: Recipe, parts: Parts
     steps, seed = recipe.task.pretrain_steps, recipe.train.seed
     say(f"first {steps:,} steps of filling in spans that are left out of the training texts")
     folder = run_dir / "pretraining"
+    longest = recipe.model.max_len - 1
+    while longest > 2 and span_counts(longest)[1] >= SENTINELS:  # one more stands at the end
+        longest -= 1
     sides = []
     for pairs in (parts.train, parts.validation):
         ids = tokenizer.encode_batch([side for pair in pairs for side in (pair.source, pair.target)])
-        rows = [row[: recipe.model.max_len - 1] for row in ids if len(row) > 1]
+        rows = [row[:longest] for row in ids if len(row) > 1]
         if not rows:
             raise InputError("no text is long enough to leave a span out", mend="set task.pretrain_steps = 0")
         sides.append(
@@ -480,8 +484,8 @@ def _finish(
             f"\n  source     {example['source']}\n  reference  {example['reference']}\n  output     {example['output']}"
         )
     say(f"\ndone in {duration(seconds + time.perf_counter() - began)}; look at {run_dir / 'report.html'}")
-    text, language = json.dumps(parts.test[0].source[:60], ensure_ascii=False), parts.test[0].target_language
-    command = f"{'translate' if run.stored.task == 'translation' else 'summarize'} {run_dir} {text}"
+    text, language = shlex.quote(parts.test[0].source[:60]), parts.test[0].target_language
+    command = f"{'translate' if run.stored.task == 'translation' else 'summarize'} {shlex.quote(str(run_dir))} {text}"
     say(f"next:  zhixing {command}" + (f" --to {language}" if language else ""))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import os
@@ -122,13 +123,25 @@ def _draw(model: Any, looked: list[tuple[str, str]], page: str, target_language:
     from zhixing.explain.alignment import alignment_page, alignment_picture
     from zhixing.files import atomic_write
 
-    pictures = []
+    pictures, too_long = [], 0
+    whole_texts = model.stored.task == "summarization"
     for whole, written in looked:
         language, read = model.told(whole, target_language)
-        for source, text in zip(read.split("\n"), written.split("\n"), strict=False):
+        lines = (
+            [(" ".join(read.split()), written)]
+            if whole_texts
+            else zip(read.split("\n"), written.split("\n"), strict=False)
+        )
+        for source, text in lines:
             if (source := source.strip()) and (text := text.strip()):
-                picture = alignment_picture(*model.alignment(source, text, language))
+                try:
+                    picture = alignment_picture(*model.alignment(source, text, language))
+                except InputError:
+                    too_long += 1
+                    continue
                 pictures.append((source, text, picture))
+    if too_long:
+        say(f"{too_long} texts are longer than the model reads at once; there is no picture of them")
     atomic_write(Path(page), alignment_page(pictures))
     say(f"look at {page}")
 
@@ -157,6 +170,8 @@ def _lines(descriptor: int) -> Iterator[list[str]]:
     rest: Any = b""
     seen = 0
     while block := os.read(descriptor, BLOCK):
+        if not seen:
+            rest, block = b"", (rest + block).removeprefix(codecs.BOM_UTF8)
         *whole, rest = (rest + block).split(b"\n")
         if whole:
             yield [_decoded(line.removesuffix(b"\r"), f"stdin, line {seen + n}") for n, line in enumerate(whole, 1)]

@@ -75,15 +75,23 @@ class Speaker:
     def fitted(self, messages: Sequence[Message], max_new_tokens: int) -> tuple[list[int], int]:
         """Ids of as much of the history as there is room for, and how many turns were cut from its oldest end."""
         room = self.room(max_new_tokens)
-        for cut, kept in enumerate(shorter_histories(messages)):
-            ids = self.encode(kept)
-            if len(ids) <= room:
-                return ids, cut
-        raise InputError(
-            f"the last message has {len(ids):,} tokens with its frame, the model reads {room:,}",
-            why="only whole turns before it are left out, no part of it",
-            mend="shorten it, or the system's message",
-        )
+        histories = list(shorter_histories(messages))
+        cut, ids = len(histories) - 1, self.encode(histories[-1])
+        if len(ids) > room:
+            raise InputError(
+                f"the last message has {len(ids):,} tokens with its frame, the model reads {room:,}",
+                why="only whole turns before it are left out, no part of it",
+                mend="shorten it, or the system's message",
+            )
+        too_long, step = -1, 1  # from the newest turn backwards, so that what does not fit is hardly looked at
+        while cut - too_long > 1:
+            place = max(cut - step, too_long + 1) if too_long < 0 else (cut + too_long) // 2
+            longer = self.encode(histories[place])
+            if len(longer) <= room:
+                cut, ids, step = place, longer, 2 * step
+            else:
+                too_long = place
+        return ids, cut
 
 
 def shorter_histories(messages: Sequence[Message]) -> Iterator[list[Message]]:

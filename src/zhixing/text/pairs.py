@@ -49,6 +49,7 @@ SCRIPTS = {
     "arabic": re.compile("[\u0600-\u06ff]"),
     "greek": re.compile("[\u0370-\u03ff]"),
 }
+_HALF = re.compile("[\ud800-\udfff]")
 LANGUAGES = {"zh": "han", "ja": "japanese", "ko": "hangul", "ru": "cyrillic", "uk": "cyrillic", "bg": "cyrillic",
              "ar": "arabic", "fa": "arabic", "el": "greek", "en": "latin", "de": "latin", "fr": "latin", "es": "latin",
              "it": "latin", "pt": "latin", "nl": "latin", "pl": "latin", "sv": "latin", "cs": "latin"}  # fmt: skip
@@ -339,6 +340,13 @@ def _for_dataset(name: str, s: PairSettings) -> PairSettings:
     return replace(s, source_language=entry.languages[0], target_language=entry.languages[1])
 
 
+def languages_of(source: str, s: PairSettings) -> tuple[str, str]:
+    """From which language to which: those that are set, else those of a named data set; "" if neither is known."""
+    if source in catalogue.names():
+        s = _for_dataset(source, s)
+    return s.source_language, s.target_language
+
+
 def _plain(language: str) -> str:
     """en of en-US and en_gb."""
     return re.split("[-_]", language.lower())[0]
@@ -429,6 +437,12 @@ def _rows(file: SourceFile, s: PairSettings) -> Iterator[Item]:
             yield row.bad(InputError(f"{columns[wrong]} is no text", where=row.where, why=why, mend=readers.MEND_SKIP))
             continue
         said = ["" if (value := row.values.get(name)) is None else str(value) for name in further]
+        half = next((at for at, text in enumerate([*sides, *said]) if text and _HALF.search(text)), None)
+        if half is not None:
+            what = [*columns, *further][half]
+            why, mend = "it has a lone surrogate, which is no character", readers.MEND_SKIP
+            yield row.bad(InputError(f"{what} holds half a character", where=row.where, why=why, mend=mend))
+            continue
         yield Pair(sides[0] or "", sides[1] or "", *said), row.where
 
 

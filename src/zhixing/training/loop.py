@@ -216,7 +216,7 @@ def fit(
                 t.lr_scheduler_type, state.step, t.max_steps, t.warmup_steps, t.decay_fraction, t.min_lr_ratio
             )
             optimizers.set_factor(factor)
-            first = state.step * per_step
+            first = state.samples_seen
             batches = [
                 train.batch(
                     first + (k * parallel.world + parallel.rank) * t.per_device_train_batch_size,
@@ -281,6 +281,8 @@ def fit(
                 if watch.best_step == state.step and not (saved if due else save()):
                     watch.best_loss, watch.best_step = best  # a best model that is not on the disk is none
                 logged_at += time.perf_counter() - paused
+        if parallel.any(signals.requested):  # also while the last step was saved or measured
+            ended = "signal"
     seconds = seconds_before + time.perf_counter() - began
     if log:
         log.close()

@@ -144,7 +144,8 @@ def next_token(label_smoothing: float = 0.0) -> Objective:
     def objective(model: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         hidden = model(batch.inputs)  # (B, T, D)
         inner: Any = getattr(model, "module", model)  # DDP keeps the model it wraps as .module
-        loss = linear_cross_entropy(hidden, inner.head(), batch.targets, label_smoothing)
+        smoothing = label_smoothing if model.training else 0.0  # held-out loss is plain
+        loss = linear_cross_entropy(hidden, inner.head(), batch.targets, smoothing)
         return loss, (batch.targets != IGNORED).sum()
 
     return objective
