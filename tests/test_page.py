@@ -422,7 +422,9 @@ def test_pieces_tell_their_alternatives(opened: Shown) -> None:
     pieces = panel.locator(".piece")
     pieces.nth(1).hover()
     assert panel.locator(".beside tbody tr").count() >= 5 and "chosen" in pieces.nth(1).get_attribute("class")
-    pieces.first.focus()
+    pieces.first.click()
+    pieces.nth(4).hover()  # on the way to its alternatives
+    assert "chosen" in pieces.first.get_attribute("class")
     pieces.first.press("ArrowRight")
     pieces.nth(1).press("ArrowRight")
     assert opened.tab.evaluate("document.activeElement === document.querySelectorAll('.piece')[2]")
@@ -437,6 +439,42 @@ def test_pieces_tell_their_alternatives(opened: Shown) -> None:
     other.click()
     done(panel)
     assert opened.bodies("/v1/completions")[-1]["prompt"] == "It was a truth" + token[1]
+    opened.kept_to_itself()
+
+
+@pytest.mark.browser
+def test_few_beams_are_asked_for_few_texts(opened: Shown) -> None:
+    panel = opened.panel("translate")
+    panel.locator("form textarea").fill("Open the file.")
+    beams = panel.get_by_label("Beams")
+    note = opened.tab.locator("#" + beams.get_attribute("aria-describedby"))
+    for press, said, asked in (
+        (None, "but 3 at least", {"n_best": 3}),
+        ("Home", "likeliest piece each time", {"n_best": 1, "num_beams": 1}),
+        ("ArrowRight", "2 likeliest beginnings", {"n_best": 2, "num_beams": 2}),
+        ("End", "8 likeliest beginnings", {"n_best": 3, "num_beams": 8}),
+    ):
+        if press:
+            beams.press(press)
+        assert said in note.text_content()
+        panel.locator("button.main").click()
+        done(panel)
+        *_, body = opened.bodies("/v1/translate")
+        assert {key: value for key, value in body.items() if key in ("n_best", "num_beams")} == asked
+        assert panel.locator(".out ol li").count() < asked["n_best"]
+    opened.said = [line for line in opened.said if "400" not in line]  # a translation too long for its picture
+    opened.kept_to_itself()
+
+
+@pytest.mark.browser
+def test_texts_that_are_not_compared_are_told(opened: Shown) -> None:
+    panel = opened.panel("compare")
+    field, note = panel.locator("form textarea"), panel.locator(".out .warning")
+    for number, told in ((13, ["The first 12 of 13 texts are compared."]), (12, [])):
+        field.fill("\n".join(f"text {n}" for n in range(number)))
+        panel.locator("button.main").click()
+        done(panel)
+        assert panel.locator(".matrix tbody tr").count() == 12 and note.all_text_contents() == told
     opened.kept_to_itself()
 
 
@@ -644,6 +682,146 @@ def test_troubles_say_what_happened_and_what_to_do(browser: Any, root: Path, loc
     assert panel.locator(".trouble button").is_visible()
     assert [line for line in shown.said if "Failed to load resource" not in line and "page_failed" in line] == []
     shown.context.close()
+
+
+class Broken:
+    """A model whose next steps wait until they are let `go`, and fail then."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, model: Any) -> None:
+        self.go = threading.Event()
+        patch.setattr(model, "step", self.step)
+
+    def step(self, *_: Any) -> Any:
+        self.go.wait(20)
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.browser
+def test_what_was_said_is_kept_where_no_reply_comes(
+    opened: Shown, server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = type(server.running.library.get("chat").model)
+    panel = opened.panel("chat")
+    same_each_time(panel)
+    panel.get_by_label("Most tokens").fill("12")
+    field, draft = panel.get_by_label("Your message"), "the next, half wri"
+    questions, replies = panel.locator(".user .said"), panel.locator(".assistant .said")
+
+    def asked() -> list[str]:
+        return [message["content"] for message in opened.bodies("/v1/chat/completions")[-1]["messages"]]
+
+    field.fill("first")
+    with monkeypatch.context() as patch:
+        broken = Broken(patch, model)
+        field.press("Enter")
+        broken.go.set()
+        done(panel)
+        assert field.input_value() == "first" and questions.count() == 0  # the person's again
+        broken.go.clear()
+        field.press("Enter")
+        field.fill(draft)  # while it waits
+        broken.go.set()
+        done(panel)
+    assert questions.all_text_contents() == ["first"] and field.input_value() == draft
+    assert panel.get_by_text("No reply came.").count() == 1 and replies.count() == 0
+    panel.get_by_role("button", name="Try again").click()
+    done(panel)
+    assert asked() == ["first"] and field.input_value() == draft and panel.get_by_text("No reply came.").count() == 0
+    (reply,) = replies.all_text_contents()
+    assert reply
+    with monkeypatch.context() as patch:
+        Broken(patch, model).go.set()
+        panel.get_by_role("button", name="Another reply").click()
+        done(panel)
+    assert questions.all_text_contents() == ["first"] and replies.all_text_contents() == [reply]
+    with monkeypatch.context() as patch:
+        broken = Broken(patch, model)
+        field.press("Enter")
+        field.fill("and a third")
+        panel.get_by_role("button", name="Stop").click()
+        done(panel)
+        broken.go.set()
+        assert questions.all_text_contents() == ["first", draft] and field.input_value() == "and a third"
+        until = time.monotonic() + 5
+        while server.rows("chat") and time.monotonic() < until:
+            time.sleep(0.02)
+    field.press("Enter")
+    done(panel)
+    assert asked() == ["first", reply, "and a third"]  # what had no reply is not told
+
+
+@pytest.mark.browser
+def test_try_again_does_what_failed(opened: Shown, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = type(server.running.library.get("chat").model)
+    step, breaks = model.step, threading.Event()
+
+    def slow(*given: Any) -> Any:
+        if breaks.is_set():
+            raise RuntimeError("out of memory")
+        time.sleep(0.05)
+        return step(*given)
+
+    panel = opened.panel("chat")
+    same_each_time(panel)
+    panel.get_by_label("Most tokens").fill("60")
+    field = panel.get_by_label("Your message")
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "step", slow)
+        field.fill("first")
+        field.press("Enter")
+        panel.locator(".assistant .said", has_text=re.compile(r"\S")).wait_for()
+        field.fill("draft")
+        breaks.set()
+        done(panel)
+    assert panel.get_by_text("Broken off.").count() == 1
+    panel.get_by_role("button", name="Try again").click()
+    done(panel)
+    first, again = opened.bodies("/v1/chat/completions")
+    assert first == again and field.input_value() == "draft"
+    assert panel.locator(".turn").count() == 2 and panel.get_by_text("Broken off.").count() == 0
+
+    panel = opened.panel("write")
+    same_each_time(panel)
+    panel.get_by_label("Most tokens").fill("4")
+    panel.get_by_label("Text to go on with").fill("It was a truth")
+    panel.locator("button.main").click()
+    done(panel)
+    panel.locator(".piece").nth(1).click()
+    with monkeypatch.context() as patch:
+        Broken(patch, model).go.set()
+        panel.locator(".beside tbody button").first.click()
+        done(panel)
+    panel.get_by_role("button", name="Try again").click()
+    done(panel)
+    begun, failed, again = opened.bodies("/v1/completions")
+    assert failed == again and failed["prompt"] != begun["prompt"] and panel.locator(".piece").count()
+
+
+@pytest.mark.browser
+def test_a_label_stays_with_its_text(opened: Shown, server: Served) -> None:
+    held, go = threading.Event(), threading.Event()
+
+    def holds(texts: Any, breathe: Any) -> list[Any]:
+        held.set()
+        go.wait(20)
+        return [None for _ in texts]
+
+    at_work = server.running.library.get("mood").engine.submit_job(Batch(holds, 1), "x", key="someone")
+    assert held.wait(10)
+    panel = opened.panel("classify")
+    field = panel.get_by_label("Text to classify")
+    for text in ("A slow start.", "Another text, of another length."):
+        field.fill(text)
+        field.press("Control+Enter")
+    go.set()
+    at_work.result(20)
+    done(panel)
+    (asked,), (explained,) = opened.bodies("/v1/classify"), opened.bodies("/v1/explain")
+    assert asked["input"] == explained["input"] == panel.locator(".text").text_content() == "A slow start."
+    panel.locator("tbody button").first.click()
+    done(panel)
+    assert opened.bodies("/v1/explain")[-1]["input"] == "A slow start."
+    opened.kept_to_itself()
 
 
 @pytest.mark.browser
@@ -913,6 +1091,53 @@ def test_a_training_is_watched(browser: Any, tmp_path: Path) -> None:
         assert "'watching': True" in said.getvalue() and "'loss': 3.25" in said.getvalue()
         shown.tab.click("#chinese")
         assert panel.locator(".state.running").text_content() == "训练中"
+        shown.kept_to_itself()
+        shown.context.close()
+
+
+POLLS = "document.dispatchEvent(new Event('visibilitychange'))"  # as when the tab is looked at again
+
+
+@pytest.mark.browser
+def test_a_trouble_of_the_trainings_is_told_once(browser: Any, tmp_path: Path) -> None:
+    begun(tmp_path / "runs" / "mine", 400).write({"step": 10, "loss": 5.0, "seconds": 1.0})
+    with Served([], trainings=tmp_path / "runs") as server:
+        shown = Shown(browser, server.url)
+        panel = shown.panel("trainings")
+        panel.get_by_text("5.000").wait_for()
+    again = panel.get_by_role("button", name="Try again")
+    shown.tab.evaluate(POLLS)
+    again.wait_for()  # the server is gone
+    again.focus()
+    shown.tab.evaluate("document.querySelector('#panel-trainings .trouble').seen = true")
+    for _ in range(2):
+        with shown.tab.expect_event("requestfailed"):
+            shown.tab.evaluate(POLLS)
+        shown.tab.wait_for_timeout(50)
+        assert shown.tab.evaluate("document.querySelector('#panel-trainings .trouble').seen") is True
+        assert shown.tab.evaluate("document.activeElement.textContent") == "Try again"
+    shown.context.close()
+
+
+@pytest.mark.browser
+def test_a_training_that_vanishes_frees_its_place(browser: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    for name in "abcdefg":
+        begun(folder / name, 400).write({"step": 10, "loss": 5.0, "seconds": 1.0})
+    with Served([], trainings=folder) as server:
+        shown = Shown(browser, server.url)
+        panel = shown.panel("trainings")
+        panel.get_by_text("5.000").first.wait_for()
+        free = panel.get_by_role("checkbox", checked=False)
+        while free.count() > 1:
+            free.first.check()
+        assert free.is_disabled()
+        gone = panel.locator("tbody th span:last-child").first.text_content()
+        shutil.rmtree(folder / gone)
+        shown.tab.evaluate(POLLS)
+        panel.locator(".runs li").nth(6).wait_for(state="detached")
+        assert free.is_enabled() and panel.locator(".badge:not(:empty)").count() > 0
+        assert f"/{gone}?" not in code(shown, panel, 0) and panel.locator("tbody tr").count() == 5
         shown.kept_to_itself()
         shown.context.close()
 

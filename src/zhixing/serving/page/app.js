@@ -110,6 +110,7 @@ keyForm.addEventListener("submit", (event) => {
   event.preventDefault();
   const key = keyField.value.trim();
   if (!/^[\x21-\x7e]+$/.test(key)) { // what no header can hold is no key
+    box.clear();
     box.show(new Trouble("wrong_key"));
     return;
   }

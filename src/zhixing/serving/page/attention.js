@@ -25,7 +25,7 @@ export function attention(models) {
   });
   const code = codeBox();
   const source = textField("to_attend", 3);
-  const place = workplace("attend", () => begin());
+  const place = workplace("attend");
   const writing = el("div", { class: "text", dir: "auto", hidden: true }); // of a model that writes another text than it reads
   const out = el("section", { class: "out heads", hidden: true });
   let shown = null; // {kind, layer, head} that was looked at last: the next text is shown there too
@@ -53,7 +53,7 @@ export function attention(models) {
       writing.textContent = body.output ?? "";
       out.replaceChildren(pictures(maps));
       out.hidden = false;
-    });
+    }, begin);
   }
 
   /** All layers at once; where that is too much, one after another. */

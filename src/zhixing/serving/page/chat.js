@@ -20,7 +20,7 @@ export function chat(models) {
   const input = textField("message", 2);
   const hint = newId("note");
   input.field.setAttribute("aria-describedby", hint);
-  const place = workplace("send", () => send());
+  const place = workplace("send");
   const again = saying("button", { type: "button", hidden: true, click: () => anew() }, "again");
   const clear = saying("button", { type: "button", hidden: true, click: () => forget() }, "clear");
   let said = []; // {role, text, node}, user and assistant in turn
@@ -38,13 +38,13 @@ export function chat(models) {
 
   function changed() {
     begin.hidden = said.length > 0;
-    again.hidden = said.at(-1)?.role !== "assistant" || place.busy();
-    clear.hidden = said.length === 0 || place.busy();
+    again.hidden = clear.hidden = said.length === 0 || place.busy();
   }
 
   /** What the model is told: turns that it answered with something, and the last. */
   function messages() {
-    const list = said.filter(({ role, text }, n) => text !== "" && !(role === "user" && said[n + 1]?.text === ""));
+    const answered = (n) => said[n]?.role === "assistant" && said[n].text !== "";
+    const list = said.filter(({ role }, n) => (role === "user" ? n === said.length - 1 || answered(n + 1) : answered(n)));
     const first = textOf(system.field).trim();
     const before = first === "" ? [] : [{ role: "system", content: first }];
     return [...before, ...list.map(({ role, text }) => ({ role, content: text }))];
@@ -59,10 +59,13 @@ export function chat(models) {
     reply();
   }
 
+  /** Another reply, or the first where none came. The one before is kept until something is there in its place. */
   function anew() {
     if (place.busy()) return;
-    said.pop().node.remove();
-    reply();
+    const before = said.at(-1).role === "assistant" ? said.pop() : null;
+    if (before !== null) before.node.hidden = true;
+    said.at(-1).node.querySelector(".note")?.remove();
+    reply(before);
   }
 
   function forget() {
@@ -87,7 +90,8 @@ export function chat(models) {
     });
   }
 
-  async function reply() {
+  async function reply(before = null) {
+    const question = said.at(-1);
     const body = { model: choice.model().id, messages: messages(), ...settings.values(), stream: true };
     const one = turn("assistant", "");
     said.push(one);
@@ -107,22 +111,33 @@ export function chat(models) {
         if (part?.finish_reason === "length") note(one, "full_length");
       }
       whole = true;
-    });
+    }, () => (said.includes(question) ? anew() : send()));
     changed();
     await working;
-    if (!whole && one.text === "") { // nothing came: the message is the person's again
+    if (!whole && one.text === "") {
       said.pop().node.remove();
-      const question = said.pop();
-      question.node.remove();
-      if (input.field.value === "") input.field.value = question.text;
-    } else if (!whole) {
-      note(one, place.box.root.hasChildNodes() ? "broken" : "stopped");
-    } else if (one.text === "") {
-      note(one, "empty");
+      nothingCame(question, before);
+    } else {
+      before?.node.remove();
+      if (!whole) note(one, place.box.root.hasChildNodes() ? "broken" : "stopped");
+      else if (one.text === "") note(one, "empty");
     }
     one.body.normalize();
     log.removeAttribute("aria-busy");
     changed();
+  }
+
+  /** The reply before stands again; without one the message is the person's again, or stands where they write the next. */
+  function nothingCame(question, before) {
+    if (before !== null) {
+      before.node.hidden = false;
+      said.push(before);
+    } else if (input.field.value === "") {
+      said.pop().node.remove();
+      input.field.value = question.text;
+    } else {
+      note(question, "unanswered");
+    }
   }
 
   enterSends(input.field, true, send);

@@ -13,34 +13,32 @@ export function classify(models) {
   const choice = modelChoice(models);
   const code = codeBox();
   const source = textField("to_classify", 5);
-  const place = workplace("classify", () => begin());
+  const place = workplace("classify");
   const answer = el("section", { class: "out", "aria-live": "polite" });
   const why = el("section", { class: "out", "aria-live": "polite" });
-  let input = "";
-  let asked = null;
 
   function begin() {
-    input = textOf(source.field);
+    const input = textOf(source.field);
     if (place.busy()) return;
     if (input.trim() === "") return place.box.remark("blank");
     const model = choice.model().id;
-    asked = { path: "/v1/classify", body: { model, input } };
+    const asked = { path: "/v1/classify", body: { model, input } };
     place.run(async (signal) => {
       code.done([asked]);
       const { data: [found] } = await ask(asked.path, asked.body, signal);
-      answer.replaceChildren(...answered(found));
+      answer.replaceChildren(...answered(found, asked));
       why.replaceChildren();
-      await explained(undefined, signal);
-    });
+      await explained(asked, undefined, signal);
+    }, begin);
   }
 
-  function answered(found) {
+  function answered(found, asked) {
     if (found.score !== undefined) return [el("h2", {}, saying("span", {}, "value"), ` ${number(found.score, 3)}`)];
     const several = found.labels !== undefined;
     const title = several && found.labels.length === 0 ? saying("span", {}, "no_label") : el("span", { dir: "auto" }, several ? found.labels.join(", ") : found.label);
     const heading = el("h2", {}, title, several ? "" : el("span", { class: "value" }, ` ${percent(found.probability)}`));
     const rows = Object.entries(found.probabilities).sort((a, b) => b[1] - a[1]).map(([label, share]) => {
-      const button = el("button", { type: "button", class: "quiet", dir: "auto", click: () => explain(label) }, label);
+      const button = el("button", { type: "button", class: "quiet", dir: "auto", click: () => explain(asked, label) }, label);
       sayAttribute(button, "title", "why", { label });
       const chosen = several ? found.labels.includes(label) : label === found.label;
       return el("tr", { class: chosen ? "chosen" : null }, el("th", { scope: "row" }, button), el("td", { class: "number" }, percent(share)), el("td", { class: "bars" }, bar(share)));
@@ -53,23 +51,24 @@ export function classify(models) {
     return [heading, ...notes, table];
   }
 
-  function explain(label) {
-    place.run((signal) => explained(label, signal));
+  function explain(asked, label) {
+    place.run((signal) => explained(asked, label, signal), () => explain(asked, label));
   }
 
-  async function explained(label, signal) {
+  async function explained(asked, label, signal) {
+    const { model, input } = asked.body;
     if ([...input].length > MOST_EXPLAINED) {
       why.replaceChildren(saying("p", { class: "note" }, "too_long_to_explain"));
       return;
     }
-    const body = { model: asked.body.model, input };
+    const body = { model, input };
     if (label !== undefined) body.label = label;
     code.done([asked, { path: "/v1/explain", body }]);
     const found = await ask("/v1/explain", body, signal);
-    why.replaceChildren(...reasons(found));
+    why.replaceChildren(...reasons(found, input));
   }
 
-  function reasons(found) {
+  function reasons(found, input) {
     const characters = [...input]; // the server counts characters, and a script's strings count halves of some
     const largest = Math.max(0, ...found.words.map(({ weight }) => Math.abs(weight)));
     const text = el("div", { class: "text", dir: "auto" });

@@ -11,11 +11,12 @@ export function compare(models) {
   const choice = modelChoice(models);
   const code = codeBox();
   const source = textField("to_compare", 5);
-  const place = workplace("compare", () => begin());
+  const place = workplace("compare");
   const out = el("section", { class: "out", "aria-live": "polite" });
 
   function begin() {
-    const input = textOf(source.field).split("\n").map((line) => line.trim()).filter(Boolean).slice(0, MOST);
+    const lines = textOf(source.field).split("\n").map((line) => line.trim()).filter(Boolean);
+    const input = lines.slice(0, MOST);
     if (place.busy()) return;
     if (input.length < 2) return place.box.remark("two_lines");
     const body = { model: choice.model().id, input };
@@ -23,7 +24,8 @@ export function compare(models) {
       code.done([{ path: PATH, body }]);
       const { data } = await ask(PATH, body, signal);
       out.replaceChildren(table(input, data.map(({ embedding }) => embedding)));
-    });
+      if (lines.length > MOST) out.prepend(saying("p", { class: "warning" }, "first_compared", { a: MOST, n: number(lines.length) }));
+    }, begin);
   }
 
   function table(texts, vectors) {

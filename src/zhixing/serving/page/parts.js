@@ -40,10 +40,14 @@ export function examples(texts, pick) {
 /** Where troubles are told: what happened, what to do, and a button to try again where that can help. */
 export function troubleBox() {
   const root = el("div", { class: "troubles", role: "alert" });
+  let shown = "";
   const clear = () => root.replaceChildren();
   const show = (error, again = null) => {
     const known = error instanceof Trouble ? error : new Trouble("page_failed");
     if (known !== error) console.error(error);
+    const now = `${known.kind} ${known.said}`;
+    if (root.hasChildNodes() && now === shown) return; // neither read out again nor taken from under the keyboard
+    shown = now;
     const [what, mend] = worded(known);
     const box = el("div", { class: "trouble" }, saying("strong", {}, what, known.values));
     if (known.kind === "refused") box.append(" ", el("q", { lang: "en", dir: "auto" }, known.said));
@@ -54,7 +58,10 @@ export function troubleBox() {
     root.replaceChildren(box);
     if (known.kind === "wrong_key") document.dispatchEvent(new CustomEvent("key-needed"));
   };
-  const remark = (key) => root.replaceChildren(el("div", { class: "trouble" }, saying("strong", {}, key)));
+  const remark = (key) => {
+    shown = "";
+    root.replaceChildren(el("div", { class: "trouble" }, saying("strong", {}, key)));
+  };
   return { root, show, clear, remark };
 }
 
@@ -98,16 +105,16 @@ export function codeBox() {
 /**
  * One piece of work at a time: a button that begins it, one that stops it, what is said meanwhile, and its troubles.
  *
- * `work(signal)` does it; what it throws is told, with a button that begins again.
+ * `run(work, again)`: `work(signal)` does it; what it throws is told, with a button that does it `again`.
  */
-export function workplace(key, begin) {
+export function workplace(key) {
   const start = saying("button", { type: "submit", class: "main" }, key);
   const stop = saying("button", { type: "button", hidden: true, click: () => control?.abort() }, "stop");
   const note = el("span", { class: "note" });
   const box = troubleBox();
   let control = null;
 
-  const run = async (work) => {
+  const run = async (work, again) => {
     if (control !== null) return;
     control = new AbortController();
     box.clear();
@@ -120,7 +127,7 @@ export function workplace(key, begin) {
       announce(told("done"));
     } catch (error) {
       if (error.name === "AbortError") announce(told("stopped"));
-      else box.show(error, begin);
+      else box.show(error, again);
     } finally {
       clearTimeout(late);
       control = null;

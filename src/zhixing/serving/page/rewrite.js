@@ -6,7 +6,7 @@ import { el, newId } from "./dom.js";
 import { codeBox, enterSends, examples, form, modelChoice, textField, textOf, workplace } from "./parts.js";
 import { number, say, saying, unsay } from "./words.js";
 
-const BEST = 3;
+const BEST = 3; // the server follows so many beams at least
 const ENDS = 2; // tokens that a model may put around a text
 const TEXTS = {
   translate: [["en", "Open the file and print the page."], ["zh-Hans", "打开这个文件。"]],
@@ -30,7 +30,7 @@ function rewrite(models, key, asking, heading) {
   const settings = controls(["num_beams"]);
   const code = codeBox();
   const source = textField(asking, 5);
-  const place = workplace(key, () => begin());
+  const place = workplace(key);
   const text = el("div", { class: "text", dir: "auto" });
   const size = el("p", { class: "note" });
   const others = el("details", { hidden: true });
@@ -41,7 +41,8 @@ function rewrite(models, key, asking, heading) {
     const input = textOf(source.field);
     if (place.busy()) return;
     if (input.trim() === "") return place.box.remark("blank");
-    const body = { model: choice.model().id, input, n_best: BEST, ...settings.values() };
+    const how = settings.values();
+    const body = { model: choice.model().id, input, n_best: Math.min(BEST, how.num_beams ?? BEST), ...how };
     if (!targets.hidden) body.target_language = target.value;
     place.run(async (signal) => {
       code.done([{ path, body }]);
@@ -58,7 +59,7 @@ function rewrite(models, key, asking, heading) {
       picture.hidden = true;
       const fits = usage.prompt_tokens < (choice.model().max_model_len ?? Infinity) - ENDS;
       if (found.text !== "" && fits) await aligned({ ...body, output: found.text }, [{ path, body }], signal);
-    });
+    }, begin);
   }
 
   /** What was read for each piece; a text of several sentences may be too long to be read at once, and has no picture. */

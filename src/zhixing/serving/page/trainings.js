@@ -72,7 +72,7 @@ export function trainings() {
       if (known.has(id)) continue;
       node.remove();
       rows.delete(id);
-      chosen.delete(id);
+      if (chosen.has(id)) choose(id, false);
     }
     const now = JSON.stringify([...known]);
     if (now !== order) list.append(...cards.map(({ id }) => rows.get(id).node)); // who holds the keyboard is moved seldom

@@ -58,7 +58,7 @@ const WORDS = {
   seed_none: ["Empty: another text every time.", "留空：每次结果不同。"],
   seed_set: ["The same settings give the same text again.", "相同设置会得到相同的文本。"],
   beams: ["Beams", "束宽"],
-  beams_own: ["The model's own setting. Move it to set another.", "使用模型自带的设定；移动滑块可更改。"],
+  beams_own: ["The model's own setting, but 3 at least, for the other ways. Move it to set another.", "使用模型自带的设定，但至少为 3，以给出其他写法；移动滑块可更改。"],
   beams_1: ["Takes the likeliest piece each time: quickest.", "每步取最可能的片段：最快。"],
   beams_more: ["Follows the {n} likeliest beginnings at once: slower, often better.", "同时保留 {n} 个最可能的开头：较慢，往往更好。"],
 
@@ -76,14 +76,15 @@ const WORDS = {
   cut: ["There was no room for the oldest {n} turns: the model did not see them.", "最早的 {n} 轮放不下：模型未看到它们。"],
   full_length: ["Ended by the limit of tokens.", "已达词元上限。"],
   empty: ["The model said nothing.", "模型没有说话。"],
+  unanswered: ["No reply came.", "未得到回复。"],
   broken: ["Broken off.", "中途断开。"],
 
   prompt: ["Text to go on with", "要续写的文本"],
   go_on: ["Write on", "续写"],
   written: ["What it wrote", "写出的内容"],
   pieces_note: [
-    "Point at a piece, tap it, or use the arrow keys: how likely it was, and what could have come. The stronger its line, the less likely it was.",
-    "指向或点按片段，或用方向键：可见其概率与其他可能。下划线越重，可能性越小。",
+    "Point at a piece, click it to keep it, or use the arrow keys: how likely it was, and what could have come. The stronger its line, the less likely it was.",
+    "指向片段，点按可将其固定，或用方向键：可见其概率与其他可能。下划线越重，可能性越小。",
   ],
   piece: ["{piece}, {p}", "{piece}，{p}"],
   could: ["What could have come", "其他可能"],
@@ -130,6 +131,7 @@ const WORDS = {
 
   to_compare: ["Texts, one a line", "文本，每行一段"],
   likeness: ["How alike the texts are, from −1 to 1", "文本的相似度（−1 至 1）"],
+  first_compared: ["The first {a} of {n} texts are compared.", "只比较了 {n} 段中的前 {a} 段。"],
   two_lines: ["Give at least two lines.", "请至少给出两行。"],
 
   to_attend: ["Text for the model to read", "给模型读的文本"],

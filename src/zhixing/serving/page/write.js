@@ -13,7 +13,7 @@ export function write(models) {
   const settings = controls(["temperature", "top_p", "max_tokens", "seed"], 100);
   const code = codeBox();
   const prompt = textField("prompt", 4);
-  const place = workplace("go_on", () => begin());
+  const place = workplace("go_on");
   const given = el("span", { class: "given" });
   const pieces = el("span", { class: "pieces", role: "group", keydown: (event) => moved(event) });
   sayAttribute(pieces, "aria-label", "written");
@@ -52,7 +52,7 @@ export function write(models) {
         if (part.finish_reason === "length") say(ended, "full_length");
       }
       if (made.length === 0) say(ended, "empty");
-    }).finally(() => pieces.removeAttribute("aria-busy"));
+    }, () => begin(from)).finally(() => pieces.removeAttribute("aria-busy"));
   }
 
   function partsOf(logprobs) {
@@ -67,8 +67,9 @@ export function write(models) {
     const level = likely >= 0.5 ? 0 : likely >= 0.2 ? 1 : likely >= 0.05 ? 2 : likely >= 0.01 ? 3 : 4;
     const piece = { text: shown, parts };
     const show = () => shownBeside(piece, likely);
+    const pointed = () => pieces.contains(document.activeElement) || show(); // one that was clicked stays, on the way to its alternatives too
     piece.node = el("span", {
-      class: `piece p${level}`, role: "button", tabindex: made.length === 0 ? "0" : "-1", mouseenter: show, focus: show,
+      class: `piece p${level}`, role: "button", tabindex: made.length === 0 ? "0" : "-1", mouseenter: pointed, focus: show,
       click: () => piece.node.focus(),
     }, controlsSeen(shown));
     sayAttribute(piece.node, "aria-label", "piece", { piece: controlsSeen(shown), p: percent(likely) });
