@@ -1204,7 +1204,26 @@ def test_axe_finds_nothing(browser: Any, server: Served, tmp_path: Path) -> None
         member = archive.extractfile("package/axe.min.js")
         assert member is not None
         axe = member.read().decode()
+
+    def serious(shown: Shown) -> list[Any]:
+        found = shown.tab.evaluate(
+            "axe.run().then(({violations}) => violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html)]))"
+        )
+        return [each for each in found if each[0] in ("serious", "critical")]
+
+    for name in ("mine", "other"):
+        log = begun(tmp_path / "runs" / name, 400)
+        for step in range(10, 310, 10):
+            log.write({"step": step, "loss": 5.0 - step / 100, "eval_loss": 5.0 - step / 120, "seconds": step * 0.5})
     for width, locale, scheme in ((1280, "en-GB", "light"), (360, "zh-CN", "dark")):
+        with Served([], trainings=tmp_path / "runs") as watching:
+            shown = Shown(browser, watching.url, width=width, locale=locale, color_scheme=scheme, bypass_csp=True)
+            shown.tab.evaluate(axe)
+            shown.panel("trainings").locator("svg.curve").wait_for()
+            shown.tab.get_by_label("other").check()
+            assert serious(shown) == [], "trainings"
+            shown.tab.screenshot(path=tmp_path / f"trainings-{width}.png", full_page=True)
+            shown.context.close()
         shown = Shown(browser, server.url, width=width, locale=locale, color_scheme=scheme, bypass_csp=True)
         shown.tab.wait_for_selector("[role=tab]")
         shown.tab.evaluate(axe)
@@ -1216,8 +1235,5 @@ def test_axe_finds_nothing(browser: Any, server: Served, tmp_path: Path) -> None
                     done(panel)
                     if name == "write":
                         panel.locator(".piece").first.hover()
-                found = shown.tab.evaluate(
-                    "axe.run().then(({violations}) => violations.map(v => [v.impact, v.id, v.nodes.map(n => n.html)]))"
-                )
-                assert [each for each in found if each[0] in ("serious", "critical")] == [], (name, used)
+                assert serious(shown) == [], (name, used)
         shown.context.close()
