@@ -254,7 +254,6 @@ def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
     if resume and recipe.model.family == "bag":
         same = "to the same bytes" if recipe.bag.threads == 1 else "with other bits, as bag.threads is above 1"
         say(f"a bag trains in seconds and keeps no checkpoints: it is trained again from its start, {same}")
-    (run_dir / MANIFEST).unlink(missing_ok=True)
     parts = prepare(recipe)
     if (recipe.task.kind == "regression") != (parts.problem == "regression"):
         raise InputError(
@@ -262,6 +261,7 @@ def train_classifier(asked: Recipe, run_dir: Path, resume: bool, parallel: Paral
             why=f"the texts are those of a {parts.problem}",
             mend='set task.kind = "regression", or leave out data.score_column',
         )
+    (run_dir / MANIFEST).unlink(missing_ok=True)  # nothing is refused any more
     atomic_write(run_dir / "recipe.toml", recipe.to_toml())
     train_began = time.perf_counter()
     if members:

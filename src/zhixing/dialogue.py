@@ -856,12 +856,12 @@ class Chat:
     def _start(self) -> GPT | None:
         """The model that preference tuning began with; None, which is said, where it is not there as it was."""
         assert self.recipe is not None
-        folder, facts = Path(self.recipe.task.start), self.path / "facts.json"
-        known = json.loads(facts.read_text(encoding="utf-8"))["model"].get("start") if facts.exists() else None
+        folder = Path(self.recipe.task.start)
         try:
-            found = read_chat(folder) if known and is_chat(folder) else None
-        except InputError:
-            found = None
+            known = json.loads((self.path / "facts.json").read_text(encoding="utf-8"))["model"]["start"]
+            found = read_chat(folder) if is_chat(folder) else None
+        except (OSError, ValueError, KeyError, TypeError):  # no facts, damaged ones, or a folder that cannot be read
+            known = found = None
         if found is None or not isinstance(found.model, GPT) or weights_hash(found.model) != known:
             say(f"{folder} is not there as it was when this run began; nothing is measured beside it")
             return None

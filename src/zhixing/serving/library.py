@@ -79,7 +79,8 @@ class Library:
     def unload(self, name: str) -> None:
         """Nobody finds it from now on; what it has begun is ended, and what takes too long cut off."""
         hosted = self.get(name)
-        if self._inside(name) is None or hosted.path.resolve() != (self.root or hosted.path) / name:
+        inside = self._inside(name)
+        if inside is None or hosted.path.resolve() != inside.resolve():
             message = "the model was named when the server was started, and is not of its root; it stays"
             raise ApiError(403, message, code="not_of_root", param="model")
         with self._lock:

@@ -143,8 +143,9 @@ def _metrics(path: Path) -> Path | None:
 
 def _version(file: BinaryIO) -> str:
     """Tells a file from one that was written anew: by its number, which may come back, and its first line's time."""
-    known, first = os.fstat(file.fileno()), file.readline()
-    mark = hashlib.sha256(first).hexdigest()[:12] if first.endswith(b"\n") else "new"
+    known, first = os.fstat(file.fileno()), file.readline(TAIL)  # a file of one endless line is not read whole
+    begun = len(first) == TAIL or first.endswith(b"\n")
+    mark = hashlib.sha256(first).hexdigest()[:12] if begun else "new"
     return f"{known.st_dev:x}-{known.st_ino:x}-{mark}"
 
 

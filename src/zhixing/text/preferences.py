@@ -156,6 +156,9 @@ def against_others(conversations: Conversations, seed: int = 0) -> Preferences:
     places = [(item, exchange) for item in conversations for exchange in exchanges(item)]
     said = [" ".join(exchange.reply.casefold().split()) for _, exchange in places]
     heard = [" ".join(exchange.statement.casefold().split()) for _, exchange in places]
+    if min(len(set(said)), len(set(heard))) < 2:
+        what = "preferences are made of replies to different things that differ, and there are none"
+        raise InputError(what, where=conversations.name, mend="give more conversations")
     draw = np.random.default_rng([seed, 10])
     items = []
     for place, (item, exchange) in enumerate(places):
@@ -167,9 +170,6 @@ def against_others(conversations: Conversations, seed: int = 0) -> Preferences:
             continue
         chosen, rejected = (Message("assistant", places[i][1].reply) for i in (place, other))
         items.append(Preference(exchange.before, (chosen,), (rejected,), item.group))
-    if not items:
-        what = "preferences are made of replies to different things that differ, and there are none"
-        raise InputError(what, where=conversations.name, mend="give more conversations")
     return Preferences(conversations.name, items, PreferenceCounts(read=len(items), kept=len(items)))
 
 

@@ -281,8 +281,10 @@ def fit(
                 if watch.best_step == state.step and not (saved if due else save()):
                     watch.best_loss, watch.best_step = best  # a best model that is not on the disk is none
                 logged_at += time.perf_counter() - paused
-        if parallel.any(signals.requested):  # also while the last step was saved or measured
+        if ended != "signal" and parallel.any(signals.requested):  # while the last step was saved or measured
             ended = "signal"
+            if not parallel.any(parallel.main and checkpoint_path(run_dir, state.step).is_dir()):
+                save()
     seconds = seconds_before + time.perf_counter() - began
     if log:
         log.close()
